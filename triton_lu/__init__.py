@@ -1,0 +1,8 @@
+"""Differentiable LU factorization for PyTorch, with hand-written Triton kernels for its derivatives."""
+
+from triton_lu import linalg
+from triton_lu.api import lu, lu_unpack, permutation
+from triton_lu.backend import backend
+
+__version__ = "0.1.0"
+__all__ = ["backend", "linalg", "lu", "lu_unpack", "permutation"]

@@ -1,0 +1,165 @@
+"""Derivatives of the factorization and of its derivatives, to every order.
+
+With A = P L U, B = L and U packed, and for fixed (B, P), three maps are closed under differentiation:
+
+    vjp:       G ↦ P X,   X = L⁻ᴴ Φ U⁻ᴴ,   Φ = tril(Lᴴ G, -1) + triu(G Uᴴ)
+    jvp:       E ↦ L tril(M, -1) + triu(M) U,   M = L⁻¹ (Pᵀ E) U⁻¹
+    curvature: (G, V) ↦ ∂/∂B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩
+
+`vjp` and `jvp` are operators, linear in their argument and each other's adjoints: the derivative of either with respect
+to its argument is itself, and pulling back through it is the other. Their derivatives with respect to B, `curvature`
+backwards and the two tangents forwards, are written below in differentiable operations, so that every further order
+exists too. P comes from discrete pivots and does not vary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from triton_lu import ops
+from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode
+from triton_lu.triangular import enlarge, solve, solve_adjoint
+
+
+class FactorRule(DerivativeRule):
+    """A -> (LU, pivots, infos): d LU = jvp(dA)."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        LU, pivots, infos = output
+        ctx.mark_non_differentiable(pivots, infos)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(LU, pivots)
+        ctx.save_for_forward(LU, pivots)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if G is None:
+            return None, None, None
+        LU, pivots = ctx.saved_tensors
+        return None, ops.vjp(LU, pivots, G), None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> tuple[Any, ...]:
+        LU, pivots = ctx.saved_tensors
+        with tangent_mode():
+            return ops.jvp(primal(LU), pivots, dA), None, None
+
+
+class MapRule(DerivativeRule):
+    """What `vjp` and `jvp`, linear maps (LU, pivots, X) -> Y, share."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, LU, pivots, X = inputs
+        ctx.save_for_backward(LU, pivots, X)
+        ctx.save_for_forward(LU, pivots, X)
+
+
+class VjpRule(MapRule):
+    @staticmethod
+    def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
+        LU, pivots, G = ctx.saved_tensors
+        _, needs_LU, _, needs_G = ctx.needs_input_grad
+        return (
+            None,
+            curvature(LU, pivots, G, V) if needs_LU else None,
+            None,
+            ops.jvp(LU, pivots, V) if needs_G else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
+        LU, pivots, G = ctx.saved_tensors
+        LU, G = primal(LU), primal(G)
+        with tangent_mode():
+            terms = [] if dG is None else [ops.vjp(LU, pivots, dG)]
+            return sum(terms, start=0 if dLU is None else vjp_tangent(LU, pivots, G, dLU))
+
+
+class JvpRule(MapRule):
+    @staticmethod
+    def backward(ctx: Any, H: Tensor) -> tuple[Any, ...]:
+        LU, pivots, E = ctx.saved_tensors
+        _, needs_LU, _, needs_E = ctx.needs_input_grad
+        return (
+            None,
+            curvature(LU, pivots, H, E) if needs_LU else None,
+            None,
+            ops.vjp(LU, pivots, H) if needs_E else None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
+        LU, pivots, E = ctx.saved_tensors
+        LU, E = primal(LU), primal(E)
+        with tangent_mode():
+            terms = [] if dE is None else [ops.jvp(LU, pivots, dE)]
+            return sum(terms, start=0 if dLU is None else jvp_tangent(LU, pivots, E, dLU))
+
+
+for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRule)):
+    ops._library.impl(_op._schema.name.partition("::")[2], autograd_key(_op, _rule), "Autograd")
+
+
+# Derivatives of the two maps with respect to B. L and U are completed to squares where A is not (`triangular.py`);
+# only the m×n corner of each result counts, and the slices below are the parts of the factors that reach it.
+
+
+def _rows(pivots: Tensor, Y: Tensor) -> Tensor:
+    """Pᵀ Y."""
+    rows = ops.permutation(pivots, Y.shape[-2])
+    return Y.gather(-2, rows[..., None].expand(Y.shape))
+
+
+def curvature(LU: Tensor, pivots: Tensor, G: Tensor, V: Tensor) -> Tensor:
+    """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩.
+
+    ∂L: tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1),  ∂U: triu(triu(M)ᴴ G - (L M)ᴴ X),  M = L⁻¹ (Pᵀ V) U⁻¹;
+    all arguments and the result are [..., m, n].
+    """
+    m, n = G.shape[-2:]
+    k = min(m, n)
+    X = _rows(pivots, ops.vjp(LU, pivots, G))
+    MU = solve(LU, _rows(pivots, V), unit=True)
+    M = solve(LU.mT, MU.mT, unit=False).mT
+    LM = solve(LU.mT, _rows(pivots, V).mT, unit=False).mT
+    dL = G @ M[..., :k, :].tril(-1).mH - X @ MU[..., :k, :].mH
+    dU = M[..., :k].triu().mH @ G - LM[..., :k].mH @ X
+    return enlarge(dL.tril(-1), m, n) + enlarge(dU.triu(), m, n)
+
+
+def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, dLU: Tensor) -> Tensor:
+    """The tangent of vjp(G) along dB: P X', from differentiating Lᴴ X Uᴴ = Φ.
+
+    X' = L⁻ᴴ (Φ' - dLᴴ X Uᴴ - Lᴴ X dUᴴ) U⁻ᴴ,  Φ' = tril(dLᴴ G, -1) + triu(G dUᴴ).
+    """
+    m, n = G.shape[-2:]
+    k = min(m, n)
+    dL, dU = dLU[..., :k].tril(-1), dLU[..., :k, :].triu()
+    X = _rows(pivots, ops.vjp(LU, pivots, G))
+    Phi = enlarge((dL.mH @ G).tril(-1), m, n) + enlarge((G @ dU.mH).triu(), m, n)
+    right = solve_adjoint(LU.mT, Phi.mT, unit=False).mT - enlarge(dL.mH @ X, m, n)
+    dX = solve_adjoint(LU, right, unit=True)
+    dX = dX - solve_adjoint(LU.mT, enlarge(X @ dU.mH, m, n).mT, unit=False).mT
+    rows = ops.permutation(pivots, m)
+    return torch.zeros_like(dX).scatter(-2, rows[..., None].expand(dX.shape), dX)
+
+
+def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
+    """The tangent of jvp(E) along dB.
+
+    dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹.
+    """
+    m, n = E.shape[-2:]
+    k = min(m, n)
+    dL, dU = dLU[..., :k].tril(-1), dLU[..., :k, :].triu()
+    L, U = LU[..., :k].tril(-1), LU[..., :k, :].triu()
+    M = solve(LU.mT, solve(LU, _rows(pivots, E), unit=True).mT, unit=False).mT
+    dM = -solve(LU, dL @ M[..., :k, :], unit=True) - solve(LU.mT, (M[..., :k] @ dU).mT, unit=False).mT
+    lower, upper = dM.tril(-1), dM.triu()
+    completed_L = L @ lower[..., :k, :] + lower  # L is strictly lower here: the diagonal of ones is the second term
+    completed_U = upper[..., :k] @ U + pad(upper[..., k:], (k, 0))
+    return dL @ M[..., :k, :].tril(-1) + completed_L + completed_U + M[..., :k].triu() @ dU

@@ -1,0 +1,68 @@
+"""Operators written in Python that autograd and functorch treat like native ones.
+
+Every use of a private name of PyTorch is in this file; `tests/test_dispatch.py` fails by name when one moves.
+
+A native operator has a kernel under the Autograd dispatch key: it runs the operator below autograd and hangs one node
+on the result. `autograd_key` builds the same thing from a `DerivativeRule`, so that `torch.ops.triton_lu.*` itself is
+differentiable to every order under autograd, forward AD, torch.func, torch.compile and torch.export. The usual way,
+`torch.autograd.Function.apply` in the public function, needs `torch.compiler.allow_in_graph` (1.6 s of imports) and
+returns zeros for forward-over-forward derivatives, because PyTorch switches forward AD off inside `Function.jvp`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
+from torch.autograd.function import _SingleLevelFunction
+
+
+class DerivativeRule(_SingleLevelFunction):
+    """Derivatives of one operator at one level of differentiation.
+
+    A rule defines `setup_context(ctx, inputs, output)`, `backward(ctx, *cotangents)` and `jvp(ctx, *tangents)`
+    as an `autograd.Function` does, with one difference: the first input (and so the first value that `backward`
+    returns and the first tangent) belongs to `autograd_key`, which passes the operator's result through it.
+    """
+
+    @staticmethod
+    def forward(result: list[Any], *args: Any) -> Any:
+        return result[0]
+
+
+def _has_tangent(x: Any) -> bool:
+    return isinstance(x, Tensor) and torch._VF._unpack_dual(x, level=0).tangent is not None
+
+
+def _is_differentiated(args: tuple[Any, ...]) -> bool:
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return True
+    return torch._C._is_fwd_grad_enabled() and any(map(_has_tangent, args))
+
+
+def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Callable[..., Any]:
+    """The kernel of `op` for the Autograd dispatch key, with the derivatives of `rule`."""
+    defaults = tuple(argument.default_value for argument in op._schema.arguments)
+
+    def kernel(*args: Any) -> Any:
+        args += defaults[len(args) :]  # the dispatcher strips trailing defaults
+        with torch._C._AutoDispatchBelowAutograd():
+            result = op(*args)
+        if not _is_differentiated(args):
+            return result
+        with enable_single_level_autograd_function():
+            return rule.apply([result], *args)
+
+    return kernel
+
+
+def primal(x: Tensor) -> Tensor:
+    """`x` without the tangent that it carries at the current level of forward AD."""
+    return torch._VF._unpack_dual(x, level=0).primal
+
+
+def tangent_mode() -> Any:
+    """Inside `jvp`: let an outer level of forward AD see the operations (this level's tangents are out by `primal`)."""
+    return _set_fwd_grad_enabled(True)

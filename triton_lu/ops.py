@@ -1,0 +1,123 @@
+"""The operators `torch.ops.triton_lu.*`: schemas, shapes for tracing, batching rules, implementations per backend.
+
+Operators are opaque to compilers: one node in a graph, whatever number of kernels they launch. Derivatives are
+registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, every other matrix result row-major.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triton_lu import aten
+from triton_lu.backend import current
+
+_library = torch.library.Library("triton_lu", "DEF")
+
+
+def _define(schema: str) -> torch._ops.OpOverload:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    return getattr(torch.ops.triton_lu, schema.partition("(")[0]).default
+
+
+factor = _define("factor(Tensor A, bool pivot=True) -> (Tensor LU, Tensor pivots, Tensor infos)")
+vjp = _define("vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor")
+jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
+permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
+check = _define("check(Tensor infos, str name) -> ()")
+torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
+
+
+# Shapes, dtypes and strides, for tracing without data
+
+
+def _factor_shapes(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    *batch, m, n = A.shape
+    LU = aten.empty_column_major(A)
+    pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
+    return LU, pivots, A.new_empty(batch, dtype=torch.int32)
+
+
+def _map_shapes(LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
+    return X.new_empty(X.shape)
+
+
+def _permutation_shapes(pivots: Tensor, m: int) -> Tensor:
+    return pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
+
+
+def _check_shapes(infos: Tensor, name: str) -> None:
+    return None
+
+
+for _name, _shapes in dict(
+    factor=_factor_shapes, vjp=_map_shapes, jvp=_map_shapes, permutation=_permutation_shapes, check=_check_shapes
+).items():
+    torch.library.register_fake(f"triton_lu::{_name}", _shapes, lib=_library)
+
+
+# Implementations
+
+
+def _driver() -> ModuleType:
+    from triton_lu import driver  # imports Triton
+
+    return driver
+
+
+def _implementation(name: str, automatic: Callable[[], ModuleType]) -> Callable[..., Any]:
+    modules = {"auto": automatic, "triton": _driver, "aten": lambda: aten}
+
+    def kernel(*args: Any) -> Any:
+        defaults = (True,) if name == "factor" else ()  # the dispatcher strips trailing defaults
+        return getattr(modules[current()](), name)(*args, *defaults[len(args) - 1 :])
+
+    return kernel
+
+
+for _name in ("factor", "vjp", "jvp", "permutation"):
+    _library.impl(_name, _implementation(_name, lambda: aten), "CPU")
+    _library.impl(_name, _implementation(_name, _driver), "CUDA")
+
+
+def _check(infos: Tensor, name: str) -> None:
+    if infos.any():
+        flat = infos.flatten()
+        element = int(flat.nonzero()[0])
+        pivot = int(flat[element])
+        where = "" if infos.ndim == 0 else f"batch element {_position(element, infos.shape)}: "
+        raise torch.linalg.LinAlgError(
+            f"`{name}`: {where}U[{pivot}, {pivot}] (counting from 1) is exactly zero: the matrix is singular. "
+            "Ask for the infos to factorize without this error"
+        )
+
+
+def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(element), batch))
+    return index if len(index) > 1 else index[0]
+
+
+_library.impl("check", _check, "CompositeExplicitAutograd")
+
+
+# Batching rules of torch.func.vmap: the operators are batched already, bring every argument to the same batch
+
+
+def _vmap(op: torch._ops.OpOverload) -> Callable[..., Any]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        def to_front(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        in_dims += (None,) * (len(args) - len(in_dims))
+        result = op(*map(to_front, args, in_dims))
+        return result, 0 if isinstance(result, Tensor) else (0,) * len(result)
+
+    return rule
+
+
+for _op in (factor, vjp, jvp, permutation):
+    torch.library.register_vmap(_op, _vmap(_op), lib=_library)
