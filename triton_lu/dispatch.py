@@ -27,6 +27,8 @@ class DerivativeRule(_SingleLevelFunction):
     returns and the first tangent) belongs to `autograd_key`, which passes the operator's result through it.
     """
 
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
+
     @staticmethod
     def forward(result: list[Any], *args: Any) -> Any:
         return result[0]
