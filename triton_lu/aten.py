@@ -5,7 +5,7 @@ columns after it. `vjp` and `jvp` are sweeps over the diagonal blocks that work 
 and spend 4/3 n³ flops, twice those of the factorization; nearly all of them are matrix products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,7 +55,25 @@ def eliminate_(A: Tensor) -> None:
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
-    """Row i of Pᵀ A is row permutation[i] of A. Parallel: O(log k) passes over all steps at once.
+    """Row i of Pᵀ A is row permutation[i] of A."""
+    if plan.exchange_one_by_one(pivots.numel(), pivots.device.type):
+        return _exchange(pivots, m)
+    return _follow_links(pivots, m)
+
+
+def _exchange(pivots: Tensor, m: int) -> Tensor:
+    """The permutation by its definition, one exchange after the other."""
+    orders = []
+    for exchanges in pivots.view(-1, pivots.shape[-1]).tolist():
+        order = list(range(m))
+        for i, chosen in enumerate(exchanges):
+            order[i], order[chosen - 1] = order[chosen - 1], order[i]
+        orders.append(order)
+    return torch.tensor(orders, dtype=torch.int64).view(*pivots.shape[:-1], m)
+
+
+def _follow_links(pivots: Tensor, m: int) -> Tensor:
+    """The permutation with all exchanges at once: O(log k) passes, no chain of k dependent steps.
 
     Step i of the factorization exchanges the rows at positions i and pivots[i] - 1 >= i. A position is touched by the
     earlier steps that chose it, then by its own step: `earlier` links each step to the one that chose the same row
@@ -80,40 +98,56 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
+    X = torch.empty_like(G, memory_format=torch.contiguous_format)
+    if X.numel() == 0:
+        return X
     m, n = G.shape[-2:]
-    W = G.clone(memory_format=torch.contiguous_format)
-    if W.numel() == 0:
-        return W
-    flat_W, flat_LU = _matrices(W), _matrices(LU)
-    chosen = plan.sweep(G.numel() // (m * n), m, n)
-    _vjp_sweep_(flat_W, flat_LU, chosen.blocks, chosen.invert)
+    _sweep(X, G, LU, _vjp_sweep_, _vjp_scalar_sweep_)
     rows = permutation(pivots, m)
-    # in place, a panel of columns at a time: a second copy of W would be half of the memory of a backward
-    origin = _row_index(torch.empty_like(rows).scatter_(-1, rows, torch.arange(m, device=G.device).expand_as(rows)))
-    for panel in W.view(-1, n).split(max(64, n // 8), dim=-1):
+    order = torch.arange(m, device=G.device).expand_as(rows)
+    origin = _row_index(torch.empty_like(rows).scatter_(-1, rows, order))
+    # by panels of columns in place: a second copy of X would be half of the memory of a backward
+    for panel in X.view(-1, n).split(plan.PANEL, dim=-1):
         panel.copy_(panel.index_select(0, origin))
-    return W
+    return X
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
+    dB = torch.empty_like(E, memory_format=torch.contiguous_format)
+    if dB.numel() == 0:
+        return dB
     m, n = E.shape[-2:]
-    W = torch.empty_like(E, memory_format=torch.contiguous_format)
-    if W.numel() == 0:
-        return W
-    torch.index_select(E.reshape(-1, n), 0, _row_index(permutation(pivots, m)), out=W.view(-1, n))
-    chosen = plan.sweep(E.numel() // (m * n), m, n)
-    _jvp_sweep_(_matrices(W), _matrices(LU), chosen.blocks, chosen.invert)
-    return W
+    rows = E.reshape(-1, n).index_select(0, _row_index(permutation(pivots, m)))
+    _sweep(dB, rows.view(E.shape), LU, _jvp_sweep_, _jvp_scalar_sweep_)
+    return dB
 
 
-def _matrices(X: Tensor) -> Tensor:
-    """X as one matrix or one batch of matrices."""
-    return X.reshape(X.shape[-2:]) if X.shape[:-2].numel() == 1 else X.reshape(-1, *X.shape[-2:])
+def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], scalar_: Callable[..., None]) -> None:
+    """out = the swept X, as planned: by blocks, or for batches of small matrices column by column."""
+    m, n = X.shape[-2:]
+    batch = X.numel() // (m * n)
+    shape = (m, n) if batch == 1 else (batch, m, n)
+    W, B = out.view(shape), LU.reshape(shape)
+    chosen = plan.sweep(batch, m, n)
+    if chosen.blocks:
+        out.copy_(X)
+        blocked_(W, B, chosen.blocks, chosen.invert)
+    else:
+        batch_last = _batch_last(X.reshape(shape))
+        scalar_(batch_last, _batch_last(B.mT).transpose(0, 1))
+        W.view(batch, m * n).copy_(batch_last.view(m * n, batch).t())
+
+
+def _batch_last(X: Tensor) -> Tensor:
+    """[batch, m, n] -> [m, n, batch]; as the transpose of a matrix, which ATen copies in tiles."""
+    return X.reshape(len(X), -1).t().contiguous().view(*X.shape[1:], len(X))
 
 
 def _row_index(rows: Tensor) -> Tensor:
     """Row numbers within each matrix -> row numbers within the whole batch."""
+    if rows.ndim == 1:
+        return rows
     rows = rows.reshape(-1, rows.shape[-1])
     first = torch.arange(0, rows.numel(), rows.shape[-1], device=rows.device)
     return (rows + first[:, None]).view(-1)
@@ -126,64 +160,102 @@ def _diagonal_blocks(k: int, width: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(stop, None)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, blocks: tuple[int, ...], invert: bool) -> None:
-    """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards.
+def _minus_product(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """C - A B."""
+    return torch.addmm(C, A, B, alpha=-1) if C.ndim == 2 else torch.baddbmm(C, A, B, alpha=-1)
 
-    S = W[R, R] is final when block J is reached, and only read from then on.
-    """
+
+def _invert(T: Tensor, *, upper: bool, unit: bool) -> Tensor:
+    """The inverse of the upper or lower triangle of T, by substitution."""
+    identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(T)
+    return solve_triangular(T, identity, upper=upper, unitriangular=unit)
+
+
+def _vjp_sweep_(W: Tensor, B: Tensor, blocks: tuple[int, ...], invert: bool) -> None:
+    """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards."""
     m, n = W.shape[-2:]
     for J, R in reversed(list(_diagonal_blocks(min(m, n), blocks[0]))):
-        W11, B11H = W[..., J, J], B[..., J, J].mH
+        W11 = W[..., J, J]
         if J.stop < max(m, n):
-            S, L21H, U12H = W[..., R, R], B[..., R, J].mH, B[..., J, R].mH
-            W12 = W[..., J, R] - L21H @ S
-            W21 = W[..., R, J] - S @ U12H
-            if invert:
-                identity = torch.eye(J.stop - J.start, dtype=W.dtype, device=W.device).expand_as(W11)
-                W12 = solve_triangular(B11H, identity, upper=True, unitriangular=True) @ W12
-                W21 = W21 @ solve_triangular(B11H, identity, upper=False)
-            else:
-                W12 = solve_triangular(B11H, W12, upper=True, unitriangular=True)
-                W21 = solve_triangular(B11H, W21, upper=False, left=False)
-            W[..., J, R] = W12
-            W[..., R, J] = W21
-            W11 -= (W12 @ U12H).tril_(-1)
-            W11 -= (L21H @ W21).triu_()
+            _vjp_block_row_(W, B, J, R, unit=True, invert=invert)
+            _vjp_block_row_(W.mT, B.mT, J, R, unit=False, invert=invert)
+            W11 -= (W[..., J, R] @ B[..., J, R].mH).tril_(-1)
+            W11 -= (B[..., R, J].mH @ W[..., R, J]).triu_()
         if len(blocks) > 1:
             _vjp_sweep_(W11, B[..., J, J], blocks[1:], invert)
         else:
-            L11H = B11H.triu(1)
-            Phi = (L11H @ W11).add_(W11).tril_(-1).add_((W11 @ B11H.tril()).triu_())
+            B11H = B[..., J, J].mH
+            Phi = (B11H.triu(1) @ W11).add_(W11).tril_(-1).add_((W11 @ B11H.tril()).triu_())
             X = solve_triangular(B11H, Phi, upper=False, left=False)
             W11.copy_(solve_triangular(B11H, X, upper=True, unitriangular=True))
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, blocks: tuple[int, ...], invert: bool) -> None:
-    """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
+def _vjp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, *, unit: bool, invert: bool) -> None:
+    """W₁₂ -> L₁₁⁻ᴴ (W₁₂ - L₂₁ᴴ S), where S = W[R, R] is final; on transposes, the same for W₂₁ and U."""
+    W12 = _minus_product(W[..., J, R], B[..., R, J].mH, W[..., R, R])
+    L11H = B[..., J, J].mH
+    if invert:
+        W[..., J, R] = _invert(L11H, upper=True, unit=unit) @ W12
+    else:
+        W[..., J, R] = solve_triangular(L11H, W12, upper=True, unitriangular=unit)
 
-    With the rows and columns before J final, the tangent of A = L U gives that of block row and column J.
-    """
+
+def _jvp_sweep_(W: Tensor, B: Tensor, blocks: tuple[int, ...], invert: bool) -> None:
+    """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking."""
     m, n = W.shape[-2:]
     for J, R in _diagonal_blocks(min(m, n), blocks[0]):
-        before, below = slice(0, J.start), slice(J.start, None)
         W11, B11 = W[..., J, J], B[..., J, J]
         if J.start:
-            W[..., below, J] -= W[..., below, before] @ B[..., before, J] + B[..., below, before] @ W[..., before, J]
-            W[..., J, R] -= W[..., J, before] @ B[..., before, R] + B[..., J, before] @ W[..., before, R]
+            before = slice(0, J.start)
+            W11 -= W[..., J, before] @ B[..., before, J] + B[..., J, before] @ W[..., before, J]
         if len(blocks) > 1:
             _jvp_sweep_(W11, B11, blocks[1:], invert)
         else:
             M = solve_triangular(B11, W11, upper=False, unitriangular=True)
             M = solve_triangular(B11, M, upper=True, left=False)
             lower, upper = M.tril(-1), M.triu()
-            W11.copy_(lower.add_(B11.tril(-1) @ lower).add_(upper @ B11.triu()))
+            W11.copy_((B11.tril(-1) @ lower).add_(lower).add_(upper @ B11.triu()))
         if J.stop < max(m, n):
-            W12 = W[..., J, R] - W11.tril(-1) @ B[..., J, R]
-            W21 = W[..., R, J] - B[..., R, J] @ W11.triu()
-            if invert:
-                identity = torch.eye(J.stop - J.start, dtype=W.dtype, device=W.device).expand_as(W11)
-                W[..., J, R] = solve_triangular(B11, identity, upper=False, unitriangular=True) @ W12
-                W[..., R, J] = W21 @ solve_triangular(B11, identity, upper=True)
-            else:
-                W[..., J, R] = solve_triangular(B11, W12, upper=False, unitriangular=True)
-                W[..., R, J] = solve_triangular(B11, W21, upper=True, left=False)
+            _jvp_block_row_(W, B, J, R, unit=True, invert=invert)
+            _jvp_block_row_(W.mT, B.mT, J, R, unit=False, invert=invert)
+
+
+def _jvp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, *, unit: bool, invert: bool) -> None:
+    """W₁₂ -> L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂), with dL and dU final in the rows and columns 0 before J.
+
+    On transposes, the same for W₂₁ and U.
+    """
+    before = slice(0, J.start)
+    L11, dL11 = B[..., J, J], W[..., J, J].tril(-1 if unit else 0)
+    W12 = _minus_product(W[..., J, R], dL11, B[..., J, R])
+    if J.start:
+        W12 = _minus_product(W12, W[..., J, before], B[..., before, R])
+        W12 = _minus_product(W12, B[..., J, before], W[..., before, R])
+    if invert:
+        W[..., J, R] = _invert(L11, upper=False, unit=unit) @ W12
+    else:
+        W[..., J, R] = solve_triangular(L11, W12, upper=False, unitriangular=unit)
+
+
+# Batches of small matrices: blocks of width one, for which the solves are divisions and there is no inner problem.
+# W and B are [m, n, batch], so that every operation is one pass over contiguous batches.
+
+
+def _vjp_scalar_sweep_(W: Tensor, B: Tensor) -> None:
+    B = B.conj().resolve_conj()
+    for j in reversed(range(min(W.shape[:2]))):
+        R = slice(j + 1, None)
+        S, l21, u12 = W[R, R], B[R, j], B[j, R]
+        W[j, R] -= (l21[:, None] * S).sum(0)
+        W[R, j] -= (S * u12).sum(1)
+        W[R, j] /= B[j, j]
+        W[j, j] -= (l21 * W[R, j]).sum(0)
+
+
+def _jvp_scalar_sweep_(W: Tensor, B: Tensor) -> None:
+    for j in range(min(W.shape[:2])):
+        R = slice(j + 1, None)
+        W[R, j] -= B[R, j] * W[j, j]
+        W[R, j] /= B[j, j]
+        W[R, R] -= W[R, j, None] * B[j, R]
+        W[R, R] -= B[R, j, None] * W[j, R]

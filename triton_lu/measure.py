@@ -1,0 +1,86 @@
+"""Time and memory of functions, measured side by side."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from timeit import Timer
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer  # a clock that waits for CUDA
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one function, one figure for each round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.seconds)
+
+    def ratio(self, other: "Timing") -> float:
+        """The median of this time over the other's of the same round: what slowed both of them cancels."""
+        return median(own / others for own, others in zip(self.seconds, other.seconds, strict=True))
+
+
+def interleaved_medians(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 9,
+    round_seconds: float = 0.005,
+    limit_seconds: float = inf,
+) -> dict[str, Timing]:
+    """Times functions in turn, round by round, so that they see the same machine.
+
+    Args:
+        functions: what to call, by name.
+        rounds: how often each function is timed, in an order that alternates from round to round.
+        round_seconds: a round calls each function as often as fits in this time, but at least once.
+        limit_seconds: no round after the third begins later than this.
+    """
+    timers = {name: Timer(function, timer=timer) for name, function in functions.items()}
+    start = perf_counter()
+    for each in timers.values():
+        each.timeit(1)  # warm up
+    calls = {name: max(1, int(round_seconds / each.timeit(1))) for name, each in timers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for i in range(rounds):
+        if i >= 3 and perf_counter() - start > limit_seconds:
+            break
+        for name in list(timers)[:: -1 if i % 2 else 1]:
+            seconds[name].append(timers[name].timeit(calls[name]) / calls[name])
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """The most memory that one call holds on `device` at once, its result included, above what was there before.
+
+    Exact to the byte as PyTorch's allocators count, whatever ran before; memory that libraries take by other ways does
+    not count. On a CPU it is summed up from the profiler's record of allocations.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports its own progress otherwise
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        result = function()
+    del result  # only now: the record is of allocations, and of what is freed before the end
+    with TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        record.export_chrome_trace(str(trace))
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
+    on_cpu = [event for event in events if event["args"]["Device Type"] == 0]
+    return max(accumulate(event["args"]["Bytes"] for event in sorted(on_cpu, key=lambda e: e["ts"])), default=0)
