@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         help="a matrix or a batch of matrices [..., m, n] in .npy, any number of them in .npz, or a matrix in .mtx "
         "(Matrix Market); without it, well-known matrices",
     )
-    command.add_argument("--dtype", choices=list(map(dtype_name, DTYPES)), help="default: the file's; integers become float64")
+    command.add_argument("--dtype", choices=list(map(dtype_name, DTYPES)), help="convert the matrices to it")
     command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     command.set_defaults(run=demo.run)
 

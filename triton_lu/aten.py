@@ -64,7 +64,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 def _exchange(pivots: Tensor, m: int) -> Tensor:
     """The permutation by its definition, one exchange after the other."""
     orders = []
-    for exchanges in pivots.view(-1, pivots.shape[-1]).tolist():
+    for exchanges in pivots.reshape(-1, pivots.shape[-1]).tolist():
         order = list(range(m))
         for i, chosen in enumerate(exchanges):
             order[i], order[chosen - 1] = order[chosen - 1], order[i]
@@ -127,12 +127,12 @@ def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], sc
     """out = the swept X, as planned: by blocks, or for batches of small matrices column by column."""
     m, n = X.shape[-2:]
     batch = X.numel() // (m * n)
-    shape = (m, n) if batch == 1 else (batch, m, n)
+    chosen = plan.sweep(batch, m, n, X.dtype)
+    shape = (m, n) if batch == 1 and chosen.blocks else (batch, m, n)
     W, B = out.view(shape), LU.reshape(shape)
-    chosen = plan.sweep(batch, m, n)
     if chosen.blocks:
         out.copy_(X)
-        blocked_(W, B, chosen.blocks, chosen.invert)
+        blocked_(W, B, chosen)
     else:
         batch_last = _batch_last(X.reshape(shape))
         scalar_(batch_last, _batch_last(B.mT).transpose(0, 1))
@@ -141,7 +141,7 @@ def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], sc
 
 def _batch_last(X: Tensor) -> Tensor:
     """[batch, m, n] -> [m, n, batch]; as the transpose of a matrix, which ATen copies in tiles."""
-    return X.reshape(len(X), -1).t().contiguous().view(*X.shape[1:], len(X))
+    return X.reshape(len(X), -1).t().clone(memory_format=torch.contiguous_format).view(*X.shape[1:], len(X))
 
 
 def _row_index(rows: Tensor) -> Tensor:
@@ -160,9 +160,13 @@ def _diagonal_blocks(k: int, width: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(stop, None)
 
 
-def _minus_product(C: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """C - A B."""
-    return torch.addmm(C, A, B, alpha=-1) if C.ndim == 2 else torch.baddbmm(C, A, B, alpha=-1)
+def _minus_product(C: Tensor, A: Tensor, B: Tensor, terms: int) -> Tensor:
+    """C - A B, summed in pieces of so many terms: rounding errors grow with the number of pieces, not of terms."""
+    C = C.clone(memory_format=torch.contiguous_format)
+    subtract_product_ = C.addmm_ if C.ndim == 2 else C.baddbmm_
+    for A_piece, B_piece in zip(A.split(terms, dim=-1), B.split(terms, dim=-2), strict=True):
+        subtract_product_(A_piece, B_piece, alpha=-1)
+    return C
 
 
 def _invert(T: Tensor, *, upper: bool, unit: bool) -> Tensor:
@@ -171,67 +175,68 @@ def _invert(T: Tensor, *, upper: bool, unit: bool) -> Tensor:
     return solve_triangular(T, identity, upper=upper, unitriangular=unit)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, blocks: tuple[int, ...], invert: bool) -> None:
+def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards."""
     m, n = W.shape[-2:]
-    for J, R in reversed(list(_diagonal_blocks(min(m, n), blocks[0]))):
-        W11 = W[..., J, J]
+    for J, R in reversed(list(_diagonal_blocks(min(m, n), sweep.blocks[0]))):
+        W11, B11H = W[..., J, J], B[..., J, J].mH
         if J.stop < max(m, n):
-            _vjp_block_row_(W, B, J, R, unit=True, invert=invert)
-            _vjp_block_row_(W.mT, B.mT, J, R, unit=False, invert=invert)
-            W11 -= (W[..., J, R] @ B[..., J, R].mH).tril_(-1)
-            W11 -= (B[..., R, J].mH @ W[..., R, J]).triu_()
-        if len(blocks) > 1:
-            _vjp_sweep_(W11, B[..., J, J], blocks[1:], invert)
+            _vjp_block_row_(W, B, J, R, sweep, unit=True)
+            _vjp_block_row_(W.mT, B.mT, J, R, sweep, unit=False)
+            lower = _minus_product(W11, W[..., J, R], B[..., J, R].mH, sweep.terms)
+            upper = _minus_product(W11, B[..., R, J].mH, W[..., R, J], sweep.terms)
+            torch.add(lower.tril_(-1), upper.triu_(), out=W11)
+        if len(sweep.blocks) > 1:
+            _vjp_sweep_(W11, B[..., J, J], sweep.inner())
         else:
-            B11H = B[..., J, J].mH
             Phi = (B11H.triu(1) @ W11).add_(W11).tril_(-1).add_((W11 @ B11H.tril()).triu_())
             X = solve_triangular(B11H, Phi, upper=False, left=False)
             W11.copy_(solve_triangular(B11H, X, upper=True, unitriangular=True))
 
 
-def _vjp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, *, unit: bool, invert: bool) -> None:
+def _vjp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, *, unit: bool) -> None:
     """W₁₂ -> L₁₁⁻ᴴ (W₁₂ - L₂₁ᴴ S), where S = W[R, R] is final; on transposes, the same for W₂₁ and U."""
-    W12 = _minus_product(W[..., J, R], B[..., R, J].mH, W[..., R, R])
+    W12 = _minus_product(W[..., J, R], B[..., R, J].mH, W[..., R, R], sweep.terms)
     L11H = B[..., J, J].mH
-    if invert:
+    if sweep.invert:
         W[..., J, R] = _invert(L11H, upper=True, unit=unit) @ W12
     else:
         W[..., J, R] = solve_triangular(L11H, W12, upper=True, unitriangular=unit)
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, blocks: tuple[int, ...], invert: bool) -> None:
+def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking."""
     m, n = W.shape[-2:]
-    for J, R in _diagonal_blocks(min(m, n), blocks[0]):
+    for J, R in _diagonal_blocks(min(m, n), sweep.blocks[0]):
         W11, B11 = W[..., J, J], B[..., J, J]
         if J.start:
             before = slice(0, J.start)
-            W11 -= W[..., J, before] @ B[..., before, J] + B[..., J, before] @ W[..., before, J]
-        if len(blocks) > 1:
-            _jvp_sweep_(W11, B11, blocks[1:], invert)
+            dS = _minus_product(W11, W[..., J, before], B[..., before, J], sweep.terms)
+            W11.copy_(_minus_product(dS, B[..., J, before], W[..., before, J], sweep.terms))
+        if len(sweep.blocks) > 1:
+            _jvp_sweep_(W11, B11, sweep.inner())
         else:
             M = solve_triangular(B11, W11, upper=False, unitriangular=True)
             M = solve_triangular(B11, M, upper=True, left=False)
             lower, upper = M.tril(-1), M.triu()
             W11.copy_((B11.tril(-1) @ lower).add_(lower).add_(upper @ B11.triu()))
         if J.stop < max(m, n):
-            _jvp_block_row_(W, B, J, R, unit=True, invert=invert)
-            _jvp_block_row_(W.mT, B.mT, J, R, unit=False, invert=invert)
+            _jvp_block_row_(W, B, J, R, sweep, unit=True)
+            _jvp_block_row_(W.mT, B.mT, J, R, sweep, unit=False)
 
 
-def _jvp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, *, unit: bool, invert: bool) -> None:
+def _jvp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, *, unit: bool) -> None:
     """W₁₂ -> L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂), with dL and dU final in the rows and columns 0 before J.
 
     On transposes, the same for W₂₁ and U.
     """
     before = slice(0, J.start)
     L11, dL11 = B[..., J, J], W[..., J, J].tril(-1 if unit else 0)
-    W12 = _minus_product(W[..., J, R], dL11, B[..., J, R])
+    W12 = _minus_product(W[..., J, R], dL11, B[..., J, R], sweep.terms)
     if J.start:
-        W12 = _minus_product(W12, W[..., J, before], B[..., before, R])
-        W12 = _minus_product(W12, B[..., J, before], W[..., before, R])
-    if invert:
+        W12 = _minus_product(W12, W[..., J, before], B[..., before, R], sweep.terms)
+        W12 = _minus_product(W12, B[..., J, before], W[..., before, R], sweep.terms)
+    if sweep.invert:
         W[..., J, R] = _invert(L11, upper=False, unit=unit) @ W12
     else:
         W[..., J, R] = solve_triangular(L11, W12, upper=False, unitriangular=unit)

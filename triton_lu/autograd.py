@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from triton_lu import ops
 from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode
-from triton_lu.triangular import enlarge, solve, solve_adjoint
+from triton_lu.triangular import columns, enlarge, rows, solve, solve_adjoint
 
 
 class FactorRule(DerivativeRule):
@@ -105,61 +105,61 @@ for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRu
 
 
 # Derivatives of the two maps with respect to B. L and U are completed to squares where A is not (`triangular.py`);
-# only the m×n corner of each result counts, and the slices below are the parts of the factors that reach it.
+# only the m×n corner of each result counts, and the parts below are those of the factors that reach it.
 
 
-def _rows(pivots: Tensor, Y: Tensor) -> Tensor:
+def _permuted(pivots: Tensor, Y: Tensor) -> Tensor:
     """Pᵀ Y."""
-    rows = ops.permutation(pivots, Y.shape[-2])
-    return Y.gather(-2, rows[..., None].expand(Y.shape))
+    order = ops.permutation(pivots, Y.shape[-2])
+    return Y.gather(-2, order[..., None].expand(Y.shape))
 
 
 def curvature(LU: Tensor, pivots: Tensor, G: Tensor, V: Tensor) -> Tensor:
-    """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩.
+    """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩; all are [..., m, n].
 
-    ∂L: tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1),  ∂U: triu(triu(M)ᴴ G - (L M)ᴴ X),  M = L⁻¹ (Pᵀ V) U⁻¹;
-    all arguments and the result are [..., m, n].
+    tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X),  M = L⁻¹ (Pᵀ V) U⁻¹.
     """
     m, n = G.shape[-2:]
     k = min(m, n)
-    X = _rows(pivots, ops.vjp(LU, pivots, G))
-    MU = solve(LU, _rows(pivots, V), unit=True)
+    X = _permuted(pivots, ops.vjp(LU, pivots, G))
+    LMU = _permuted(pivots, V)
+    MU = solve(LU, LMU, unit=True)
+    LM = solve(LU.mT, LMU.mT, unit=False).mT
     M = solve(LU.mT, MU.mT, unit=False).mT
-    LM = solve(LU.mT, _rows(pivots, V).mT, unit=False).mT
-    dL = G @ M[..., :k, :].tril(-1).mH - X @ MU[..., :k, :].mH
-    dU = M[..., :k].triu().mH @ G - LM[..., :k].mH @ X
+    dL = G @ rows(M, 0, k).tril(-1).mH - X @ rows(MU, 0, k).mH
+    dU = columns(M, 0, k).triu().mH @ G - columns(LM, 0, k).mH @ X
     return enlarge(dL.tril(-1), m, n) + enlarge(dU.triu(), m, n)
 
 
 def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, dLU: Tensor) -> Tensor:
     """The tangent of vjp(G) along dB: P X', from differentiating Lᴴ X Uᴴ = Φ.
 
-    X' = L⁻ᴴ (Φ' - dLᴴ X Uᴴ - Lᴴ X dUᴴ) U⁻ᴴ,  Φ' = tril(dLᴴ G, -1) + triu(G dUᴴ).
+    X' = L⁻ᴴ (Φ' U⁻ᴴ - dLᴴ X) - X dUᴴ U⁻ᴴ,  Φ' = tril(dLᴴ G, -1) + triu(G dUᴴ).
     """
     m, n = G.shape[-2:]
     k = min(m, n)
-    dL, dU = dLU[..., :k].tril(-1), dLU[..., :k, :].triu()
-    X = _rows(pivots, ops.vjp(LU, pivots, G))
+    dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
+    X = _permuted(pivots, ops.vjp(LU, pivots, G))
     Phi = enlarge((dL.mH @ G).tril(-1), m, n) + enlarge((G @ dU.mH).triu(), m, n)
-    right = solve_adjoint(LU.mT, Phi.mT, unit=False).mT - enlarge(dL.mH @ X, m, n)
-    dX = solve_adjoint(LU, right, unit=True)
-    dX = dX - solve_adjoint(LU.mT, enlarge(X @ dU.mH, m, n).mT, unit=False).mT
-    rows = ops.permutation(pivots, m)
-    return torch.zeros_like(dX).scatter(-2, rows[..., None].expand(dX.shape), dX)
+    Phi_U = solve_adjoint(LU.mT, Phi.mT, unit=False).mT
+    XdU_U = solve_adjoint(LU.mT, enlarge(X @ dU.mH, m, n).mT, unit=False).mT
+    dX = solve_adjoint(LU, Phi_U - enlarge(dL.mH @ X, m, n), unit=True) - XdU_U
+    order = ops.permutation(pivots, m)
+    return torch.zeros_like(dX).scatter(-2, order[..., None].expand(dX.shape), dX)
 
 
 def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
     """The tangent of jvp(E) along dB.
 
-    dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹.
+    dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹,  M = L⁻¹ (Pᵀ E) U⁻¹.
     """
     m, n = E.shape[-2:]
     k = min(m, n)
-    dL, dU = dLU[..., :k].tril(-1), dLU[..., :k, :].triu()
-    L, U = LU[..., :k].tril(-1), LU[..., :k, :].triu()
-    M = solve(LU.mT, solve(LU, _rows(pivots, E), unit=True).mT, unit=False).mT
-    dM = -solve(LU, dL @ M[..., :k, :], unit=True) - solve(LU.mT, (M[..., :k] @ dU).mT, unit=False).mT
+    dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
+    strict_L, U = columns(LU, 0, k).tril(-1), rows(LU, 0, k).triu()
+    M = solve(LU.mT, solve(LU, _permuted(pivots, E), unit=True).mT, unit=False).mT
+    dM = -solve(LU, dL @ rows(M, 0, k), unit=True) - solve(LU.mT, (columns(M, 0, k) @ dU).mT, unit=False).mT
     lower, upper = dM.tril(-1), dM.triu()
-    completed_L = L @ lower[..., :k, :] + lower  # L is strictly lower here: the diagonal of ones is the second term
-    completed_U = upper[..., :k] @ U + pad(upper[..., k:], (k, 0))
-    return dL @ M[..., :k, :].tril(-1) + completed_L + completed_U + M[..., :k].triu() @ dU
+    L_lower = strict_L @ rows(lower, 0, k) + lower
+    upper_U = columns(upper, 0, k) @ U + pad(columns(upper, k, n), (k, 0))
+    return dL @ rows(M, 0, k).tril(-1) + L_lower + upper_U + columns(M, 0, k).triu() @ dU

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
 
@@ -41,7 +42,10 @@ def _has_tangent(x: Any) -> bool:
 def _is_differentiated(args: tuple[Any, ...]) -> bool:
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return True
-    return torch._C._is_fwd_grad_enabled() and any(map(_has_tangent, args))
+    if not torch._C._is_fwd_grad_enabled():
+        return False
+    forward_mode = forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return forward_mode and any(map(_has_tangent, args))
 
 
 def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Callable[..., Any]:

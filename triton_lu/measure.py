@@ -14,7 +14,6 @@ from timeit import Timer
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.benchmark import timer  # a clock that waits for CUDA
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,12 @@ class Timing:
         return median(own / others for own, others in zip(self.seconds, other.seconds, strict=True))
 
 
+def _clock() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 def interleaved_medians(
     functions: Mapping[str, Callable[[], object]],
     *,
@@ -47,7 +52,7 @@ def interleaved_medians(
         round_seconds: a round calls each function as often as fits in this time, but at least once.
         limit_seconds: no round after the third begins later than this.
     """
-    timers = {name: Timer(function, timer=timer) for name, function in functions.items()}
+    timers = {name: Timer(function, timer=_clock) for name, function in functions.items()}
     start = perf_counter()
     for each in timers.values():
         each.timeit(1)  # warm up
@@ -62,10 +67,11 @@ def interleaved_medians(
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """The most memory that one call holds on `device` at once, its result included, above what was there before.
+    """The most memory that one call allocates on `device` and holds at once, its result included.
 
-    Exact to the byte as PyTorch's allocators count, whatever ran before; memory that libraries take by other ways does
-    not count. On a CPU it is summed up from the profiler's record of allocations.
+    Exact to the byte as PyTorch's allocators count (those of CUDA in units of 512), the same in every run. Memory that
+    libraries take by other ways does not count. The function should not free what was there before: it is subtracted
+    on CUDA, and not on a CPU, where the peak is summed up from the profiler's record of allocations.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -5,13 +5,12 @@ registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, ev
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triton_lu import aten
+from triton_lu import aten, plan
 from triton_lu.backend import current
 
 _library = torch.library.Library("triton_lu", "DEF")
@@ -61,25 +60,37 @@ for _name, _shapes in dict(
 # Implementations
 
 
-def _driver() -> ModuleType:
-    from triton_lu import driver  # imports Triton
-
-    return driver
+def _run_factor(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    return aten.factor(A, pivot)
 
 
-def _implementation(name: str, automatic: Callable[[], ModuleType]) -> Callable[..., Any]:
-    modules = {"auto": automatic, "triton": _driver, "aten": lambda: aten}
+def _run_map(name: str, automatic: Callable[..., bool]) -> Callable[..., Tensor]:
+    """`vjp` or `jvp` on the backend in force; `automatic` tells whether "auto" means Triton."""
 
-    def kernel(*args: Any) -> Any:
-        defaults = (True,) if name == "factor" else ()  # the dispatcher strips trailing defaults
-        return getattr(modules[current()](), name)(*args, *defaults[len(args) - 1 :])
+    def run(LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
+        choice = current()
+        if choice == "triton" or (choice == "auto" and automatic(name, *X.shape[-2:], X.dtype)):
+            from triton_lu import driver  # imports Triton
 
-    return kernel
+            return getattr(driver, name)(LU, pivots, X)
+        return getattr(aten, name)(LU, pivots, X)
+
+    return run
 
 
-for _name in ("factor", "vjp", "jvp", "permutation"):
-    _library.impl(_name, _implementation(_name, lambda: aten), "CPU")
-    _library.impl(_name, _implementation(_name, _driver), "CUDA")
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _where_there_is_a_kernel(*problem: Any) -> bool:
+    return plan.kernel(*problem) is not None
+
+
+for _key, _automatic in (("CPU", _never), ("CUDA", _where_there_is_a_kernel)):
+    _library.impl("factor", _run_factor, _key)
+    _library.impl("permutation", aten.permutation, _key)
+    for _name in ("vjp", "jvp"):
+        _library.impl(_name, _run_map(_name, _automatic), _key)
 
 
 def _check(infos: Tensor, name: str) -> None:

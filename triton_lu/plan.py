@@ -3,10 +3,13 @@
 Plans are pure functions of shape and dtype and nothing else, so that the same problem always runs the same way.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 
-PANEL = 256  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
+ALL_TERMS = 2**31
+PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
 @dataclass(frozen=True)
@@ -17,24 +20,38 @@ class Sweep:
         Empty: width one with the batch as the last dimension.
     invert: solve with the diagonal blocks by multiplication with their inverses (many right-hand sides), or by
         substitution (few).
+    terms: sum products in pieces of so many terms.
     """
 
     blocks: tuple[int, ...]
     invert: bool
+    terms: int
+
+    def inner(self) -> "Sweep":
+        """The sweep of a diagonal block."""
+        return replace(self, blocks=self.blocks[1:], invert=False)
 
 
-def sweep(batch: int, m: int, n: int) -> Sweep:
-    """The sweep of `batch` matrices of m×n."""
+def sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
+    """The sweep of `batch` matrices of m×n.
+
+    In single precision products are summed in pieces, which keeps the error below three times that of the closed form
+    (n = 700, Gaussian: 4 to 6 times without), at a cost of 10 %. Inverses of 64-blocks add half again to the error of
+    complex64, nothing to speak of to float32.
+    """
     k = min(m, n)
+    terms = {torch.float32: 32, torch.complex64: 16}.get(dtype, ALL_TERMS)
     if batch >= 512 and max(m, n) <= 32:
-        return Sweep(blocks=(), invert=False)
+        return Sweep(blocks=(), invert=False, terms=terms)
     if k <= 32:
-        return Sweep(blocks=(k,), invert=False)
+        return Sweep(blocks=(k,), invert=False, terms=terms)
     if batch > 1:
-        return Sweep(blocks=(16,) if k <= 128 else (32,), invert=False)
-    if k <= 128:
-        return Sweep(blocks=(64,), invert=False)
-    return Sweep(blocks=(64,), invert=True)
+        return Sweep(blocks=(16,) if k <= 128 else (32,), invert=False, terms=terms)
+    if dtype == torch.complex64:
+        return Sweep(blocks=(32,), invert=False, terms=terms)
+    if k <= 256:
+        return Sweep(blocks=(64,), invert=False, terms=terms)
+    return Sweep(blocks=(64, 32) if dtype == torch.float32 else (64,), invert=True, terms=terms)
 
 
 def exchange_one_by_one(pivots: int, device: str) -> bool:
@@ -43,3 +60,20 @@ def exchange_one_by_one(pivots: int, device: str) -> bool:
     On a CPU the parallel form costs 100 µs of dispatch for 27 operations, the serial one 0.06 µs per exchange.
     """
     return device == "cpu" and 0 < pivots <= 2048
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A kernel of the warp regime: one row of a matrix per lane."""
+
+    matrices: int
+    num_warps: int
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | None:
+    """The Triton kernel of a map for matrices of m×n, or None where there is none."""
+    if name != "vjp" or max(m, n) > 32:
+        return None
+    if max(m, n) > 16:
+        return Warp(matrices=1, num_warps=1)
+    return Warp(matrices=8, num_warps=4)

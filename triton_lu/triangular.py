@@ -12,9 +12,20 @@ from torch.linalg import solve_triangular
 from torch.nn.functional import pad
 
 
-def _split(T: Tensor) -> tuple[int, Tensor, Tensor]:
-    k = min(T.shape[-2:])
-    return k, T[..., :k, :k], T[..., k:, :k]
+def rows(Y: Tensor, start: int, stop: int) -> Tensor:
+    """Y[..., start:stop, :], by an operation that every kind of vmap knows, also when it takes all rows."""
+    return Y.narrow(-2, start, stop - start)
+
+
+def columns(Y: Tensor, start: int, stop: int) -> Tensor:
+    """Y[..., start:stop]."""
+    return Y.narrow(-1, start, stop - start)
+
+
+def _split(T: Tensor) -> tuple[int, int, Tensor, Tensor]:
+    p, k = T.shape[-2], min(T.shape[-2:])
+    T = columns(T, 0, k)
+    return k, p, rows(T, 0, k), rows(T, k, p)
 
 
 def _stack(top: Tensor, bottom: Tensor) -> Tensor:
@@ -23,16 +34,16 @@ def _stack(top: Tensor, bottom: Tensor) -> Tensor:
 
 def solve(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     """T̂⁻¹ Y."""
-    k, T1, T2 = _split(T)
-    top = solve_triangular(T1, Y[..., :k, :], upper=False, unitriangular=unit)
-    return _stack(top, Y[..., k:, :] - T2 @ top)
+    k, p, T1, T2 = _split(T)
+    top = solve_triangular(T1, rows(Y, 0, k), upper=False, unitriangular=unit)
+    return _stack(top, rows(Y, k, p) - T2 @ top)
 
 
 def solve_adjoint(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     """T̂⁻ᴴ Y."""
-    k, T1, T2 = _split(T)
-    bottom = Y[..., k:, :]
-    top = solve_triangular(T1.mH, Y[..., :k, :] - T2.mH @ bottom, upper=True, unitriangular=unit)
+    k, p, T1, T2 = _split(T)
+    bottom = rows(Y, k, p)
+    top = solve_triangular(T1.mH, rows(Y, 0, k) - T2.mH @ bottom, upper=True, unitriangular=unit)
     return _stack(top, bottom)
 
 

@@ -50,9 +50,10 @@ def _factors(LU: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def served_by(A: Tensor) -> str:
-    """The implementation and the plan by which the derivatives of `lu(A)` are computed."""
-    if current() == "triton" or (current() == "auto" and A.is_cuda):
-        return "Triton kernels"
+    """The implementation and the plan by which the gradient of `lu(A)` is computed."""
     m, n = A.shape[-2:]
-    blocks = plan.sweep(A.shape[:-2].numel(), m, n).blocks
+    kernel = plan.kernel("vjp", m, n, A.dtype)
+    if kernel and (current() == "triton" or (current() == "auto" and A.is_cuda)):
+        return f"Triton kernel, {type(kernel).__name__.lower()}"
+    blocks = plan.sweep(A.shape[:-2].numel(), m, n).blocks or (1,)
     return f"ATen sweep, blocks {'/'.join(map(str, blocks))}"

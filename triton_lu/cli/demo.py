@@ -17,7 +17,7 @@ from triton_lu.cli.matrixfile import InputError
 from triton_lu.measure import interleaved_medians, peak_bytes
 
 CAPTION = """\
-Errors are Frobenius norms, the worst of the batch without singular matrices: of Pᵀ A - L U relative to A, and of the
+Errors are Frobenius norms, the worst of the batch with singular ones left out: of Pᵀ A - L U relative to A, and of the
 gradient relative to a reference: for single precision the formula evaluated densely in double precision at the same
 LU, for double precision PyTorch's own gradient. Time and peak memory are those of the backward pass; the ratios are to
 PyTorch's, below 1 is less. Times are medians of interleaved runs."""

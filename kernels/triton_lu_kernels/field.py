@@ -1,0 +1,112 @@
+"""Real and complex arithmetic from one source.
+
+A field element is a tuple of tensors of equal shape: `(re,)` over the reals, `(re, im)` over the complex numbers. Every
+function here takes and returns such tuples, so that a kernel written with them serves all four dtypes. The number of
+components is a compile-time fact; nothing of the tuple survives in the generated code.
+
+Products are written with `tl.fma`: the same instructions whatever the compiler's default for contraction.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def negate(a):
+    """-a"""
+    result = ()
+    for component in tl.static_range(len(a)):
+        result += (-a[component],)
+    return result
+
+
+@triton.jit
+def conjugate(a):
+    """The complex conjugate of a; a itself over the reals."""
+    if len(a) == 1:
+        return a
+    else:
+        return (a[0], -a[1])
+
+
+@triton.jit
+def subtract(a, b):
+    """a - b"""
+    result = ()
+    for component in tl.static_range(len(a)):
+        result += (a[component] - b[component],)
+    return result
+
+
+@triton.jit
+def multiply(a, b):
+    """a b"""
+    if len(a) == 1:
+        return (a[0] * b[0],)
+    else:
+        return (tl.fma(-a[1], b[1], a[0] * b[0]), tl.fma(a[1], b[0], a[0] * b[1]))
+
+
+@triton.jit
+def multiply_add(a, b, c):
+    """a b + c"""
+    if len(a) == 1:
+        return (tl.fma(a[0], b[0], c[0]),)
+    else:
+        re = tl.fma(-a[1], b[1], tl.fma(a[0], b[0], c[0]))
+        im = tl.fma(a[1], b[0], tl.fma(a[0], b[1], c[1]))
+        return (re, im)
+
+
+@triton.jit
+def reciprocal(a):
+    """1 / a, over the complex numbers without overflow or underflow of |a|^2."""
+    if len(a) == 1:
+        return (1.0 / a[0],)
+    else:
+        scale = tl.maximum(tl.abs(a[0]), tl.abs(a[1]), propagate_nan=tl.PropagateNan.ALL)
+        re = a[0] / scale
+        im = a[1] / scale
+        factor = 1.0 / (scale * tl.fma(re, re, im * im))
+        return (re * factor, -im * factor)
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """The matrix product a b of blocks."""
+    if len(a) == 1:
+        return (tl.dot(a[0], b[0], input_precision=PRECISION, out_dtype=a[0].dtype),)
+    else:
+        re = tl.dot(a[0], b[0], input_precision=PRECISION, out_dtype=a[0].dtype)
+        re -= tl.dot(a[1], b[1], input_precision=PRECISION, out_dtype=a[0].dtype)
+        im = tl.dot(a[0], b[1], input_precision=PRECISION, out_dtype=a[0].dtype)
+        im += tl.dot(a[1], b[0], input_precision=PRECISION, out_dtype=a[0].dtype)
+        return (re, im)
+
+
+@triton.jit
+def constant_like(a, VALUE: tl.constexpr):
+    """A real constant in the shape of a."""
+    result = (tl.full(a[0].shape, VALUE, a[0].dtype),)
+    if len(a) == 2:
+        result += (tl.zeros_like(a[1]),)
+    return result
+
+
+@triton.jit
+def where(condition, a, b):
+    """a where the condition holds, b elsewhere."""
+    result = ()
+    for component in tl.static_range(len(a)):
+        result += (tl.where(condition, a[component], b[component]),)
+    return result
+
+
+@triton.jit
+def broadcast(a, INDEX: tl.constexpr):
+    """Entry INDEX of every row of a [matrices, lanes], brought to all lanes of the row."""
+    result = ()
+    for component in tl.static_range(len(a)):
+        index = tl.full(a[component].shape, INDEX, tl.int32)
+        result += (tl.gather(a[component], index, 1),)
+    return result

@@ -1,0 +1,210 @@
+"""Matrices in memory and in registers.
+
+In memory a batch of matrices may have any strides. In registers it is a *tile*, a field element of tensors
+[matrices, N, N], or a tuple of N *columns*, each a field element of tensors [matrices, N]: Triton cannot index a tensor
+by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
+
+Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Offsets are 64 bits
+wide from the first multiplication.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _entries(N: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
+    """Row, column and component of all reals of a matrix, in the order in which they lie in memory: accesses in this
+    order are coalesced however small the matrix is."""
+    real = tl.arange(0, N * N * COMPONENTS)
+    entry = real // COMPONENTS
+    if BY_COLUMN:
+        return entry % N, entry // N, real % COMPONENTS
+    else:
+        return entry // N, entry % N, real % COMPONENTS
+
+
+@triton.jit
+def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
+    """Offsets [matrices, reals] in reals; `row` is [1, reals] or differs between the matrices."""
+    batch_offset = batch.to(tl.int64)[:, None] * (strides[0] * COMPONENTS)
+    row_offset = row.to(tl.int64) * (strides[1] * COMPONENTS)
+    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component
+    return batch_offset + row_offset + col_offset[None, :]
+
+
+@triton.jit
+def _mask(shape, batch_mask, row, col, RAGGED: tl.constexpr):
+    """Which entries exist. A tile that its matrix fills is not tested by row and column: that would forbid the compiler
+    accesses to several entries at once."""
+    if RAGGED:
+        return batch_mask[:, None] & ((row < shape[0]) & (col < shape[1]))[None, :]
+    else:
+        return batch_mask[:, None] & (row >= 0)[None, :]
+
+
+@triton.jit
+def load_tile(
+    x_ptr,
+    strides,
+    shape,
+    batch,
+    batch_mask,
+    N: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    ROW: tl.constexpr = 0,
+    COL: tl.constexpr = 0,
+):
+    """The matrices of `batch`, of `shape` (m, n), completed to N x N with zeros and DIAGONAL on the diagonal."""
+    row, col, component = _entries(N, COMPONENTS, BY_COLUMN)
+    row += ROW
+    col += COL
+    offsets = _offsets(strides, batch, row[None, :], col, component, COMPONENTS)
+    mask = _mask(shape, batch_mask, row, col, RAGGED)
+    reals = tl.load(x_ptr + offsets, mask, other=0.0)
+    if DIAGONAL != 0:
+        completion = tl.where((row == col) & (component == 0), DIAGONAL, 0.0).to(reals.dtype)
+        reals = tl.where(mask, reals, completion[None, :])
+    if COMPONENTS == 1:
+        flat = (reals,)
+    else:
+        re, im = tl.split(tl.reshape(reals, (batch.shape[0], N * N, 2)))
+        flat = (re, im)
+    tile = ()
+    for part in tl.static_range(COMPONENTS):
+        square = tl.reshape(flat[part], (batch.shape[0], N, N))
+        tile += (tl.permute(square, (0, 2, 1)) if BY_COLUMN else square,)
+    return tile
+
+
+@triton.jit
+def store_tile(
+    x_ptr,
+    strides,
+    shape,
+    batch,
+    batch_mask,
+    destination,
+    tile,
+    BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    ROW: tl.constexpr = 0,
+    COL: tl.constexpr = 0,
+):
+    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, N]."""
+    N: tl.constexpr = tile[0].shape[2]
+    COMPONENTS: tl.constexpr = len(tile)
+    row, col, component = _entries(N, COMPONENTS, BY_COLUMN)
+    row += ROW
+    col += COL
+    mask = _mask(shape, batch_mask, row, col, RAGGED)
+    rows = tl.broadcast_to(destination[:, :, None], tile[0].shape)
+    if COMPONENTS == 1:
+        row = _flatten((rows,), BY_COLUMN).to(tl.int64)
+    else:
+        row = _flatten((rows, rows), BY_COLUMN).to(tl.int64)
+    if not BY_COLUMN:
+        # True, and beyond what the compiler can see through a reshape: neighbours go to the same row.
+        row = tl.max_constancy(row, [1, N * COMPONENTS])
+    tl.store(x_ptr + _offsets(strides, batch, row, col, component, COMPONENTS), _flatten(tile, BY_COLUMN), mask)
+
+
+@triton.jit
+def _flatten(tile, BY_COLUMN: tl.constexpr):
+    """A tile's reals [matrices, reals] in the order of `_entries`."""
+    MATRICES: tl.constexpr = tile[0].shape[0]
+    REALS: tl.constexpr = tile[0].shape[1] * tile[0].shape[2] * len(tile)
+    if BY_COLUMN:
+        tile = transpose(tile)
+    if len(tile) == 1:
+        return tl.reshape(tile[0], (MATRICES, REALS))
+    else:
+        return tl.reshape(tl.join(tile[0], tile[1]), (MATRICES, REALS))
+
+
+@triton.jit
+def transpose(tile):
+    """The transpose of every matrix of a tile, or of a block [N, N]."""
+    result = ()
+    for component in tl.static_range(len(tile)):
+        x = tile[component]
+        result += (tl.permute(x, (0, 2, 1)) if len(x.shape) == 3 else tl.permute(x, (1, 0)),)
+    return result
+
+
+@triton.jit
+def reshape(tile, SHAPE: tl.constexpr):
+    """Each component in another shape, its entries in the same order."""
+    result = ()
+    for component in tl.static_range(len(tile)):
+        result += (tl.reshape(tile[component], SHAPE),)
+    return result
+
+
+@triton.jit
+def pair(first, second):
+    """A tile of two matrices from two blocks [N, N]."""
+    result = ()
+    for component in tl.static_range(len(first)):
+        result += (tl.permute(tl.join(first[component], second[component]), (2, 0, 1)),)
+    return result
+
+
+@triton.jit
+def unpair(tile):
+    """The two blocks [N, N] of a tile of two matrices."""
+    first = ()
+    second = ()
+    for component in tl.static_range(len(tile)):
+        a, b = tl.split(tl.permute(tile[component], (1, 2, 0)))
+        first += (a,)
+        second += (b,)
+    return first, second
+
+
+@triton.jit
+def unstack(tile):
+    """The columns of a tile [matrices, rows, cols]: the first half of them, then the second, each found likewise."""
+    COLS: tl.constexpr = tile[0].shape[2]
+    left = ()
+    right = ()
+    for component in tl.static_range(len(tile)):
+        x = tile[component]
+        if COLS == 1:
+            left += (tl.reshape(x, (x.shape[0], x.shape[1])),)
+        else:
+            halves = tl.reshape(x, (x.shape[0], x.shape[1], 2, COLS // 2))
+            a, b = tl.split(tl.permute(halves, (0, 1, 3, 2)))
+            left += (a,)
+            right += (b,)
+    if COLS == 1:
+        return (left,)
+    else:
+        return unstack(left) + unstack(right)
+
+
+@triton.jit
+def stack(columns):
+    """The tile [matrices, rows, cols] of a tuple of columns: `unstack` undone."""
+    COLS: tl.constexpr = len(columns)
+    tile = ()
+    if COLS == 1:
+        for component in tl.static_range(len(columns[0])):
+            x = columns[0][component]
+            tile += (tl.reshape(x, (x.shape[0], x.shape[1], 1)),)
+    else:
+        left = stack(columns[: COLS // 2])
+        right = stack(columns[COLS // 2 :])
+        for component in tl.static_range(len(left)):
+            halves = tl.permute(tl.join(left[component], right[component]), (0, 1, 3, 2))
+            tile += (tl.reshape(halves, (halves.shape[0], halves.shape[1], COLS)),)
+    return tile
+
+
+@triton.jit
+def turn(columns):
+    """The rows, each a field element [matrices, cols], of matrices given by columns: lanes and registers swap."""
+    return unstack(transpose(stack(columns)))

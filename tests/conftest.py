@@ -1,0 +1,21 @@
+"""Before anything imports Triton: the tests here run its kernels in the interpreter, on the CPU.
+
+`tests/emulator`, which runs compiled kernels, is a suite of its own: `TRITON_INTERPRET=0 pytest tests/emulator`.
+"""
+
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import pytest
+import torch
+
+if os.environ["TRITON_INTERPRET"] == "1":
+    collect_ignore = ["emulator"]
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # pytest -n 2 runs as many processes as there are cores

@@ -1,0 +1,97 @@
+"""The ATen maps: against double precision on the zoo, against PyTorch's own backward, and their memory."""
+
+import pytest
+import reference
+import torch
+from matrices import REGULAR, ZOO
+from triton_lu import aten, plan
+from triton_lu.measure import peak_bytes
+
+SIZES = ((1, 1), (6, 6), (33, 33), (40, 25), (25, 40), (150, 150), (150, 70), (70, 150))
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def factored(name, m, n, dtype):
+    """LU computed in double precision and rounded, so that every computation starts from the same B."""
+    A = ZOO[name].make(m, n, dtype, 0)
+    LU, pivots, _ = torch.linalg.lu_factor_ex(reference.double(A))
+    return LU.to(dtype), pivots
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", ("vjp", "jvp"))
+def test_maps_of_gaussian_matrices(name, size, dtype):
+    LU, pivots = factored("gaussian", *size, dtype)
+    X = torch.randn(size, dtype=dtype)
+    computed = getattr(aten, name)(LU, pivots, X)
+    expected = getattr(reference, name)(LU, pivots, X)
+    assert reference.relative_error(computed, expected) < reference.tolerance(dtype, max(size))
+    assert computed.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        plan.Sweep(blocks=(), invert=False, terms=100),
+        plan.Sweep(blocks=(1,), invert=True, terms=3),
+        plan.Sweep(blocks=(5,), invert=False, terms=1),
+        plan.Sweep(blocks=(8, 3), invert=True, terms=4),
+        plan.Sweep(blocks=(12, 4, 2), invert=False, terms=16),
+        plan.Sweep(blocks=(64,), invert=True, terms=100),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(13, 13), (4, 13, 13), (3, 17, 9), (3, 9, 17), (9, 17)], ids=str)
+def test_every_plan_gives_the_same_maps(chosen, shape, monkeypatch):
+    monkeypatch.setattr(plan, "sweep", lambda *problem: chosen)
+    if not chosen.blocks and len(shape) == 2:
+        shape = (1, *shape)
+    LU, pivots, _ = torch.linalg.lu_factor_ex(torch.randn(shape, dtype=torch.complex128))
+    X = torch.randn(shape, dtype=torch.complex128)
+    for name in ("vjp", "jvp"):
+        computed = getattr(aten, name)(LU, pivots, X)
+        assert reference.relative_error(computed, getattr(reference, name)(LU, pivots, X)) < 1e-12
+
+
+def torch_vjp(LU, pivots, G):
+    """What PyTorch's backward does (lu_factor_ex_backward for a square matrix), from the same LU."""
+    P, L, U = torch.lu_unpack(LU, pivots)
+    Phi = (L.mH @ G).tril(-1) + (G @ U.mH).triu()
+    X = torch.linalg.solve_triangular(U.mH, Phi, upper=False, left=False)
+    return P @ torch.linalg.solve_triangular(L.mH, X, upper=True, unitriangular=True)
+
+
+def test_torch_vjp_is_the_backward_of_torch():
+    A = torch.randn(20, 20, requires_grad=True)
+    G = torch.randn(20, 20)
+    LU, pivots, _ = torch.linalg.lu_factor_ex(A)
+    torch.testing.assert_close(torch.autograd.grad(LU, A, G)[0], torch_vjp(LU.detach(), pivots, G))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("batch", [1, 600])
+@pytest.mark.parametrize("name", REGULAR)
+def test_accuracy_beside_torch(name, batch, dtype):
+    """At most three times the error of PyTorch's backward (with a floor of 4 eps, where both are exact or nearly so)."""
+    sizes = (4, 24) if batch > 1 else (4, 24, 50) if name == "wilkinson" else (4, 24, 50, 100, 200, 300)
+    for n in sizes:  # Wilkinson's matrix grows by 2^n: the gradient overflows in single precision from n = 64 on
+        LU, pivots = factored(name, n, n, dtype)
+        G = torch.randn(n, n, dtype=dtype)
+        expected = reference.vjp(LU, pivots, G)
+        stacked = [x.expand(batch, *x.shape).clone() for x in (LU, pivots, G)]
+        ours = reference.relative_error(aten.vjp(*stacked)[0], expected)
+        theirs = reference.relative_error(torch_vjp(LU, pivots, G), expected)
+        assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (n, ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [512, 1024])
+def test_peak_memory_of_a_backward(n, dtype):
+    """The result included: one and a half matrices. PyTorch's own takes about eleven."""
+    A = torch.randn(n, n, dtype=dtype, requires_grad=True)
+    LU, pivots, _ = torch.ops.triton_lu.factor(A)
+    G = torch.randn(n, n, dtype=dtype)
+    matrix = n * n * A.element_size()
+    peak = peak_bytes(lambda: torch.autograd.grad(LU, A, G, retain_graph=True))
+    assert matrix <= peak <= 1.5 * matrix

@@ -1,0 +1,38 @@
+"""Plans cover every problem, once, within the limits that the implementations state."""
+
+import dataclasses
+
+import pytest
+import torch
+from triton_lu import plan
+
+SIZES = (*range(1, 40), 63, 64, 65, 100, 127, 128, 129, 200, 256, 257, 500, 512, 1000, 2048, 5000)
+BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
+
+
+def test_every_problem_has_a_sweep():
+    plans = {plan.sweep(batch, m, n, torch.float32) for batch in BATCHES for m in SIZES for n in SIZES}
+    for chosen in plans:
+        assert all(outer > inner for outer, inner in zip(chosen.blocks, chosen.blocks[1:], strict=False))
+        assert all(block >= 1 for block in chosen.blocks)
+
+
+def test_a_single_matrix_is_never_swept_with_the_batch_last():
+    assert all(plan.sweep(1, m, n, torch.float64).blocks for m in SIZES for n in SIZES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_kernels_serve_their_sizes(dtype):
+    for m in SIZES:
+        for n in SIZES:
+            chosen = plan.kernel("vjp", m, n, dtype)
+            assert (chosen is not None) == (max(m, n) <= 32)
+            if chosen is not None:
+                assert chosen.matrices & (chosen.matrices - 1) == 0
+                assert chosen.num_warps & (chosen.num_warps - 1) == 0
+
+
+def test_plans_are_immutable_and_equal_for_equal_problems():
+    assert plan.sweep(3, 100, 90, torch.float32) == plan.sweep(3, 100, 90, torch.float32)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.sweep(1, 4, 4, torch.float32).invert = True

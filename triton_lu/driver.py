@@ -1,0 +1,41 @@
+"""The maps on Triton kernels: turns operator arguments into launches as planned."""
+
+import torch
+from torch import Tensor
+
+from triton_lu import plan
+from triton_lu_kernels import warp
+
+
+def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
+    """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
+    out = torch.empty_like(G, memory_format=torch.contiguous_format)
+    chosen = plan.kernel("vjp", *G.shape[-2:], G.dtype)
+    if chosen is None:
+        raise _no_kernel("vjp", G)
+    with torch.cuda.device_of(G):
+        warp.vjp(
+            *map(_batch_of_matrices, (out, LU)),
+            pivots.reshape(-1, pivots.shape[-1]),
+            _batch_of_matrices(G),
+            matrices=chosen.matrices,
+            num_warps=chosen.num_warps,
+        )
+    return out
+
+
+def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
+    """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹."""
+    raise _no_kernel("jvp", E)
+
+
+def _batch_of_matrices(X: Tensor) -> Tensor:
+    """X as [batch, m, n]: a view, unless the batch dimensions have no common stride."""
+    return X.reshape(X.shape[:-2].numel(), *X.shape[-2:])
+
+
+def _no_kernel(name: str, X: Tensor) -> NotImplementedError:
+    m, n = X.shape[-2:]
+    return NotImplementedError(
+        f"`{name}` has no Triton kernel for {m}×{n} matrices of {X.dtype}; use `triton_lu.backend('auto')` or 'aten'"
+    )
