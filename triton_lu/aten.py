@@ -160,6 +160,11 @@ def _diagonal_blocks(k: int, width: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(stop, None)
 
 
+def _adjoint(X: Tensor) -> Tensor:
+    """Xᴴ without a lazy conjugation, which PyTorch forgets inside an operator at the first call of a compiled graph."""
+    return X.mT.conj_physical()
+
+
 def _minus_product(C: Tensor, A: Tensor, B: Tensor, terms: int) -> Tensor:
     """C - A B, summed in pieces of so many terms: rounding errors grow with the number of pieces, not of terms."""
     C = C.clone(memory_format=torch.contiguous_format)
@@ -179,12 +184,12 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards."""
     m, n = W.shape[-2:]
     for J, R in reversed(list(_diagonal_blocks(min(m, n), sweep.blocks[0]))):
-        W11, B11H = W[..., J, J], B[..., J, J].mH
+        W11, B11H = W[..., J, J], _adjoint(B[..., J, J])
         if J.stop < max(m, n):
             _vjp_block_row_(W, B, J, R, sweep, unit=True)
             _vjp_block_row_(W.mT, B.mT, J, R, sweep, unit=False)
-            lower = _minus_product(W11, W[..., J, R], B[..., J, R].mH, sweep.terms)
-            upper = _minus_product(W11, B[..., R, J].mH, W[..., R, J], sweep.terms)
+            lower = _minus_product(W11, W[..., J, R], _adjoint(B[..., J, R]), sweep.terms)
+            upper = _minus_product(W11, _adjoint(B[..., R, J]), W[..., R, J], sweep.terms)
             torch.add(lower.tril_(-1), upper.triu_(), out=W11)
         if len(sweep.blocks) > 1:
             _vjp_sweep_(W11, B[..., J, J], sweep.inner())
@@ -196,8 +201,8 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
 
 def _vjp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, *, unit: bool) -> None:
     """W₁₂ -> L₁₁⁻ᴴ (W₁₂ - L₂₁ᴴ S), where S = W[R, R] is final; on transposes, the same for W₂₁ and U."""
-    W12 = _minus_product(W[..., J, R], B[..., R, J].mH, W[..., R, R], sweep.terms)
-    L11H = B[..., J, J].mH
+    W12 = _minus_product(W[..., J, R], _adjoint(B[..., R, J]), W[..., R, R], sweep.terms)
+    L11H = _adjoint(B[..., J, J])
     if sweep.invert:
         W[..., J, R] = _invert(L11H, upper=True, unit=unit) @ W12
     else:
@@ -247,7 +252,7 @@ def _jvp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep,
 
 
 def _vjp_scalar_sweep_(W: Tensor, B: Tensor) -> None:
-    B = B.conj().resolve_conj()
+    B = B.conj_physical()
     for j in reversed(range(min(W.shape[:2]))):
         R = slice(j + 1, None)
         S, l21, u12 = W[R, R], B[R, j], B[j, R]

@@ -15,9 +15,10 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         raise _no_kernel("vjp", G)
     with torch.cuda.device_of(G):
         warp.vjp(
-            *map(_batch_of_matrices, (out, LU)),
-            pivots.reshape(-1, pivots.shape[-1]),
-            _batch_of_matrices(G),
+            _flat(out, 2),
+            _flat(LU, 2),
+            _flat(pivots, 1),
+            _flat(G, 2),
             matrices=chosen.matrices,
             num_warps=chosen.num_warps,
         )
@@ -29,9 +30,10 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     raise _no_kernel("jvp", E)
 
 
-def _batch_of_matrices(X: Tensor) -> Tensor:
-    """X as [batch, m, n]: a view, unless the batch dimensions have no common stride."""
-    return X.reshape(X.shape[:-2].numel(), *X.shape[-2:])
+def _flat(X: Tensor, dims: int) -> Tensor:
+    """X with one batch dimension before its last `dims`: a view, unless the batch dimensions have no common stride."""
+    batch = X.shape[: X.ndim - dims]
+    return X.reshape(batch.numel(), *X.shape[X.ndim - dims :])
 
 
 def _no_kernel(name: str, X: Tensor) -> NotImplementedError:

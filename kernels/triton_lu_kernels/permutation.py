@@ -12,8 +12,8 @@ def destinations(pivots_ptr, strides, shape, batch, batch_mask, N: tl.constexpr)
     """The row [matrices, N] of P X at which row i of X arrives.
 
     Every lane follows its own row through the exchanges, from the last to the first: a broadcast, two comparisons and
-    two selections for each, all lanes at once. At these sizes that is half the instructions of comparing all pairs of
-    pivots and doubling pointers, and its chain of selections hides behind the arithmetic, which does not depend on it.
+    two selections for each, all lanes at once. Comparing all pairs of pivots takes as many, and doubling pointers comes
+    on top; the shorter chain it buys is of no use here, where arithmetic that does not depend on it hides this one.
     """
     row = tl.arange(0, N)
     offsets = batch.to(tl.int64)[:, None] * strides[0] + row.to(tl.int64)[None, :] * strides[1]

@@ -1,0 +1,77 @@
+"""The choice of implementation."""
+
+import threading
+
+import pytest
+import torch
+import triton_lu
+from triton_lu.backend import current
+
+
+def test_choices_nest_and_are_restored():
+    assert current() == "auto"
+    with triton_lu.backend("aten"):
+        with triton_lu.backend("triton"):
+            assert current() == "triton"
+        assert current() == "aten"
+        with pytest.raises(KeyError), triton_lu.backend("triton"):
+            raise KeyError
+        assert current() == "aten"
+    assert current() == "auto"
+
+
+def test_decorates_functions():
+    @triton_lu.backend("triton")
+    def choice():
+        return current()
+
+    assert [choice(), choice(), current()] == ["triton", "triton", "auto"]
+
+
+def test_is_one_setting_of_the_process():
+    seen = []
+    with triton_lu.backend("triton"):
+        thread = threading.Thread(target=lambda: seen.append(current()))
+        thread.start()
+        thread.join()
+    assert seen == ["triton"]
+
+
+@pytest.mark.parametrize("bad", ["cuda", "", None])
+def test_unknown_choice(bad):
+    with pytest.raises(ValueError, match="`backend` expects one of 'auto', 'triton', 'aten'; got"), triton_lu.backend(bad):
+        pass
+
+
+def test_triton_never_falls_back_silently():
+    LU, pivots, _ = torch.ops.triton_lu.factor(torch.randn(40, 40))
+    with triton_lu.backend("triton"):
+        for op in (torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp):
+            with pytest.raises(NotImplementedError, match="no Triton kernel for 40×40 matrices of torch.float32"):
+                op(LU, pivots, LU)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (3, 2, 7, 5), (3, 5, 7), (20, 20), (0, 3, 3), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+def test_triton_agrees_with_aten(shape, dtype):
+    """The kernels in Triton's interpreter, reached by the public functions."""
+    A = torch.randn(shape, dtype=dtype, requires_grad=True)
+    G = torch.randn(shape, dtype=dtype)
+    LU, _, _ = triton_lu.lu(A, get_infos=True)
+    with triton_lu.backend("triton"):
+        (ours,) = torch.autograd.grad(LU, A, G, retain_graph=True)
+    with triton_lu.backend("aten"):
+        (expected,) = torch.autograd.grad(LU, A, G)
+    torch.testing.assert_close(ours, expected, rtol=1e-3 if dtype == torch.float32 else 1e-9, atol=1e-3)
+    assert ours.is_contiguous()
+
+
+def test_triton_takes_batches_of_any_strides():
+    A = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    LU, pivots, _ = torch.ops.triton_lu.factor(A)
+    G = torch.randn(5, 5, dtype=torch.float64)
+    for dims in ((0, 1), (1, 0)):
+        args = (LU.permute(*dims, 2, 3), pivots.permute(*dims, 2), G.expand(*(A.shape[d] for d in dims), 5, 5))
+        with triton_lu.backend("triton"):
+            ours = torch.ops.triton_lu.vjp(*args)
+        torch.testing.assert_close(ours, torch.ops.triton_lu.vjp(*args))

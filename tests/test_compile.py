@@ -1,0 +1,141 @@
+"""torch.compile, torch.export, opcheck, fake CUDA tensors."""
+
+import pytest
+import torch
+import triton_lu
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import grad
+from torch.func import hessian, jacrev, jvp, vmap
+
+BACKENDS = ("eager", "aot_eager", "inductor")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+
+
+def loss(A):
+    return triton_lu.lu(A)[0].tril().square().sum()
+
+
+def loss_ex(A):
+    return triton_lu.linalg.lu_factor_ex(A, pivot=False).LU.sin().sum()
+
+
+def loss_linalg(A):
+    P, L, U = triton_lu.linalg.lu(A)
+    return (P @ L @ U.square()).sum()
+
+
+def matrix(*shape):
+    return (torch.randn(shape, dtype=torch.float64) + 4 * torch.eye(shape[-1])).requires_grad_()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("function", [loss, loss_ex, loss_linalg])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_forward_and_backward_in_one_graph(function, backend, dynamic):
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=dynamic)
+    shapes = [(3, 5, 5), (7, 6, 6), (4, 9, 9)] if dynamic else [(3, 5, 5)]
+    for shape in shapes:
+        A = matrix(*shape)
+        value = compiled(A)
+        torch.testing.assert_close(value, function(A))
+        torch.testing.assert_close(grad(value, A)[0], grad(function(A), A)[0])
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_singular_matrices_raise_in_compiled_code(backend, requires_grad):
+    A = torch.randn(3, 4, 4)
+    A[1, :, 2] = 0
+    with pytest.raises(torch.linalg.LinAlgError, match=r"batch element 1: U\[3, 3\]"):
+        torch.compile(loss, backend=backend, fullgraph=True)(A.requires_grad_(requires_grad))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torch.func.grad,
+        hessian,
+        lambda f: vmap(torch.func.grad(f)),
+        lambda f: lambda A: jvp(f, (A,), (A,))[1],
+        lambda f: jacrev(lambda A: jvp(f, (A,), (A,))[1]),
+    ],
+)
+def test_compiled_transforms(transform):
+    A = matrix(2, 3, 3).detach()
+    compiled = torch.compile(transform(loss_ex), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(A), transform(loss_ex)(A))
+
+
+def test_compiled_autograd():
+    A = matrix(3, 3)
+    with torch._dynamo.config.patch(compiled_autograd=True):
+
+        @torch.compile(backend="eager")
+        def step(A):
+            value = loss(A)
+            value.backward()
+            return value
+
+        step(A)
+    torch.testing.assert_close(A.grad, grad(loss(A), A)[0])
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 5), (2, 5, 3), (0, 3), (600, 4, 4)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+def test_opcheck(shape, dtype):
+    A = (torch.randn(shape, dtype=dtype) + 3 * torch.eye(*shape[-2:])).requires_grad_()
+    LU, pivots, infos = torch.ops.triton_lu.factor(A.detach())
+    for op, args in (
+        (torch.ops.triton_lu.factor, (A,)),
+        (torch.ops.triton_lu.factor, (A, False)),
+        (torch.ops.triton_lu.vjp, (LU, pivots, A)),
+        (torch.ops.triton_lu.vjp, (LU.clone().requires_grad_(), pivots, A.mT.clone().mT)),
+        (torch.ops.triton_lu.jvp, (LU, pivots, A)),
+        (torch.ops.triton_lu.permutation, (pivots, shape[-2])),
+        (torch.ops.triton_lu.check, (infos, "lu")),
+    ):
+        torch.library.opcheck(op.default, args)
+
+
+def test_export():
+    class Module(torch.nn.Module):
+        def forward(self, A):
+            return triton_lu.linalg.lu_factor_ex(A).LU.sin()
+
+    A = matrix(3, 4, 4)
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(Module(), (A.detach(),), dynamic_shapes=({0: batch},)).module()
+    for example in (A, matrix(5, 4, 4)):
+        torch.testing.assert_close(exported(example), Module()(example))
+        ours, theirs = (grad(f(example).sum(), example)[0] for f in (exported, Module()))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_choice_of_backend_reaches_compiled_code():
+    """It is read when an operator executes, also in the backward of a graph that is compiled already."""
+    A = matrix(3, 40, 40)
+    value = torch.compile(loss_ex, backend=CompileCounter(), fullgraph=True)(A)
+    with triton_lu.backend("triton"), pytest.raises(NotImplementedError, match="`vjp` has no Triton kernel for 40×40"):
+        value.backward()
+
+
+def test_fake_cuda_tensors():
+    """Shapes, dtypes and strides of the CUDA branch, with no data to look at."""
+    with FakeTensorMode():
+        A = torch.empty(3, 5, 4, device="cuda", dtype=torch.complex64)
+        LU, pivots, infos = triton_lu.lu(A, get_infos=True)
+        G = torch.empty(3, 5, 4, device="cuda", dtype=torch.complex64).mT.contiguous().mT
+        X = torch.ops.triton_lu.vjp(LU, pivots, G)
+        order = triton_lu.permutation(pivots, 5)
+    assert all(x.device.type == "cuda" for x in (LU, pivots, infos, X, order))
+    assert (LU.shape, LU.stride(), LU.dtype) == ((3, 5, 4), (20, 1, 5), torch.complex64)
+    assert (pivots.shape, pivots.dtype, infos.shape, infos.dtype) == ((3, 4), torch.int32, (3,), torch.int32)
+    assert (X.shape, X.stride(), X.dtype) == ((3, 5, 4), (20, 4, 1), torch.complex64)
+    assert (order.shape, order.dtype) == ((3, 5), torch.int64)

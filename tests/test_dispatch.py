@@ -1,0 +1,38 @@
+"""The private names of PyTorch that `triton_lu/dispatch.py` rests on: if one moves, this says which."""
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch._C._AutoDispatchBelowAutograd",
+        "torch._C._any_requires_grad",
+        "torch._C._is_fwd_grad_enabled",
+        "torch._C._functorch.peek_interpreter_stack",
+        "torch._VF._unpack_dual",
+        "torch._functorch.utils.enable_single_level_autograd_function",
+        "torch.autograd.forward_ad._current_level",
+        "torch.autograd.forward_ad._set_fwd_grad_enabled",
+        "torch.autograd.function._SingleLevelFunction",
+        "torch.autograd.Function._compiled_autograd_key",
+    ],
+)
+def test_private_name_exists(name):
+    import torch._functorch.utils
+
+    found = torch
+    for part in name.split(".")[1:]:
+        assert hasattr(found, part), f"PyTorch {torch.__version__} has no {name}: dispatch.py must find another way"
+        found = getattr(found, part)
+
+
+def test_forward_over_forward_is_not_lost():
+    """PyTorch's own autograd.Function returns zeros here; should it mend this, dispatch.py could become simpler."""
+    import triton_lu
+    from torch.func import jacfwd
+
+    A = torch.randn(2, 2, dtype=torch.float64)
+    second = jacfwd(jacfwd(lambda A: triton_lu.lu(A, get_infos=True)[0]))(A)
+    assert second.abs().max() > 0

@@ -1,0 +1,32 @@
+"""What importing the package costs and brings along."""
+
+import os
+import subprocess
+import sys
+
+
+def run(code):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True, env=environment
+    ).stdout
+
+
+def test_import_and_use_on_a_cpu_load_neither_triton_nor_dynamo():
+    code = """
+import sys, torch
+before = set(sys.modules)
+import triton_lu
+A = torch.randn(2, 4, 4, requires_grad=True)
+triton_lu.lu(A)[0].sum().backward()
+heavy = {"triton", "torch._dynamo", "torch._inductor", "numpy", "rich", "triton_lu_kernels"}
+print(sorted(heavy & (set(sys.modules) - before)))
+"""
+    assert run(code).strip() == "[]"
+
+
+def test_public_names():
+    import triton_lu
+
+    assert set(triton_lu.__all__) == {"backend", "linalg", "lu", "lu_unpack", "permutation"}
+    assert triton_lu.__version__
