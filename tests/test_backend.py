@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+
 import triton_lu
 from triton_lu.backend import current
 
@@ -39,7 +40,10 @@ def test_is_one_setting_of_the_process():
 
 @pytest.mark.parametrize("bad", ["cuda", "", None])
 def test_unknown_choice(bad):
-    with pytest.raises(ValueError, match="`backend` expects one of 'auto', 'triton', 'aten'; got"), triton_lu.backend(bad):
+    with (
+        pytest.raises(ValueError, match=r"`backend` expects one of 'auto', 'triton', 'aten'; got"),
+        triton_lu.backend(bad),
+    ):
         pass
 
 
@@ -47,7 +51,7 @@ def test_triton_never_falls_back_silently():
     LU, pivots, _ = torch.ops.triton_lu.factor(torch.randn(40, 40))
     with triton_lu.backend("triton"):
         for op in (torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp):
-            with pytest.raises(NotImplementedError, match="no Triton kernel for 40×40 matrices of torch.float32"):
+            with pytest.raises(NotImplementedError, match=r"no Triton kernel for 40×40 matrices of torch.float32"):
                 op(LU, pivots, LU)
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-import triton_lu
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import grad
 from torch.func import hessian, jacrev, jvp, vmap
+
+import triton_lu
 
 BACKENDS = ("eager", "aot_eager", "inductor")
 

@@ -3,10 +3,11 @@
 import pytest
 import reference
 import torch
-import triton_lu
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
+
+import triton_lu
 
 SHAPES = ((1, 1), (3, 3), (5, 3), (3, 5), (2, 4, 4), (2, 1, 3, 2), (0, 3), (2, 3, 0))
 
@@ -48,6 +49,7 @@ def test_gradgradcheck_of_the_maps(m):
     X = torch.randn(m, 3, dtype=torch.float64, requires_grad=True)
     LU.requires_grad_()
     for op in (torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp):
+
         def linear_map(LU, X, op=op):
             return op(LU, pivots, X)
 
@@ -145,7 +147,9 @@ def test_absent_gradient():
     def undefined_gradient(ctx, *_):
         return None
 
-    identity = type("Identity", (torch.autograd.Function,), {"forward": lambda ctx, x: x + 0, "backward": undefined_gradient})
+    identity = type(
+        "Identity", (torch.autograd.Function,), {"forward": lambda ctx, x: x + 0, "backward": undefined_gradient}
+    )
     identity.forward = staticmethod(identity.forward)
     identity.backward = staticmethod(undefined_gradient)
     assert grad(identity.apply(triton_lu.lu(A)[0]).sum(), A, allow_unused=True) == (None,)

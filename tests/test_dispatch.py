@@ -30,8 +30,9 @@ def test_private_name_exists(name):
 
 def test_forward_over_forward_is_not_lost():
     """PyTorch's own autograd.Function returns zeros here; should it mend this, dispatch.py could become simpler."""
-    import triton_lu
     from torch.func import jacfwd
+
+    import triton_lu
 
     A = torch.randn(2, 2, dtype=torch.float64)
     second = jacfwd(jacfwd(lambda A: triton_lu.lu(A, get_infos=True)[0]))(A)

@@ -2,12 +2,26 @@
 
 import pytest
 import torch
-import triton_lu
 from matrices import ZOO
 from reference import factors, row_order
 
+import triton_lu
+
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-SHAPES = ((1, 1), (4, 4), (7, 3), (3, 7), (2, 5, 5), (2, 3, 6, 4), (0, 3), (3, 0), (0, 0), (0, 4, 4), (2, 0, 3), (70, 70))
+SHAPES = (
+    (1, 1),
+    (4, 4),
+    (7, 3),
+    (3, 7),
+    (2, 5, 5),
+    (2, 3, 6, 4),
+    (0, 3),
+    (3, 0),
+    (0, 0),
+    (0, 4, 4),
+    (2, 0, 3),
+    (70, 70),
+)
 
 
 def residual(A, LU, pivots):
@@ -136,9 +150,9 @@ class TestErrors:
             ours(bad)
 
     def test_permutation(self):
-        with pytest.raises(TypeError, match="`permutation` expects pivots to be a torch.Tensor; got list"):
+        with pytest.raises(TypeError, match=r"`permutation` expects pivots to be a torch.Tensor; got list"):
             triton_lu.permutation([1], 1)
-        with pytest.raises(RuntimeError, match="int32; got torch.int64"):
+        with pytest.raises(RuntimeError, match=r"int32; got torch.int64"):
             triton_lu.permutation(torch.ones(2, dtype=torch.int64), 2)
         with pytest.raises(RuntimeError, match=r"k <= m = 2; got shape \(3,\)"):
             triton_lu.permutation(torch.ones(3, dtype=torch.int32), 2)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from triton_lu import plan
 
 SIZES = (*range(1, 40), 63, 64, 65, 100, 127, 128, 129, 200, 256, 257, 500, 512, 1000, 2048, 5000)

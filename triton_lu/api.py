@@ -6,8 +6,10 @@ Reference for the formulas of the derivatives: `triton_lu/autograd.py`, and for 
 import torch
 from torch import Tensor
 
-from triton_lu import autograd  # noqa: F401  registers the derivatives
-from triton_lu import ops
+from triton_lu import (
+    autograd,  # noqa: F401  registers the derivatives
+    ops,
+)
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -33,7 +35,7 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
         torch.linalg; gradients of the other matrices of the batch are not touched by it.
 
     Raises:
-        torch.linalg.LinAlgError: without get_infos, when a pivot is exactly zero; names the batch element and the pivot.
+        torch.linalg.LinAlgError: a pivot is exactly zero (not with get_infos); names the batch element and the pivot.
         TypeError: A is no tensor. RuntimeError: A has fewer than two dimensions. NotImplementedError: any other dtype.
     """
     LU, pivots, infos = _factor("lu", A, pivot)
@@ -62,7 +64,8 @@ def lu_unpack(
     Raises:
         RuntimeError: pivots are not int32, or do not fit LU.
     """
-    return tuple(torch.lu_unpack(LU, pivots, unpack_data=unpack_data, unpack_pivots=unpack_pivots))
+    P, L, U = torch.lu_unpack(LU, pivots, unpack_data=unpack_data, unpack_pivots=unpack_pivots)
+    return P, L, U
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
@@ -93,9 +96,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     _require_tensor(name, "A", A)
     if A.ndim < 2:
-        raise RuntimeError(
-            f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}"
-        )
+        raise RuntimeError(f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}")
     if A.dtype not in DTYPES:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise NotImplementedError(f"`{name}` expects a matrix of {expected}; got {A.dtype}")

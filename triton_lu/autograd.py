@@ -12,6 +12,8 @@ backwards and the two tangents forwards, are written below in differentiable ope
 exists too. P comes from discrete pivots and does not vary.
 """
 
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -58,6 +60,10 @@ class MapRule(DerivativeRule):
         ctx.save_for_forward(LU, pivots, X)
 
 
+def _total(*terms: Tensor | None) -> Tensor:
+    return reduce(add, (term for term in terms if term is not None))
+
+
 class VjpRule(MapRule):
     @staticmethod
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
@@ -75,8 +81,9 @@ class VjpRule(MapRule):
         LU, pivots, G = ctx.saved_tensors
         LU, G = primal(LU), primal(G)
         with tangent_mode():
-            terms = [] if dG is None else [ops.vjp(LU, pivots, dG)]
-            return sum(terms, start=0 if dLU is None else vjp_tangent(LU, pivots, G, dLU))
+            along_LU = None if dLU is None else vjp_tangent(LU, pivots, G, dLU)
+            along_G = None if dG is None else ops.vjp(LU, pivots, dG)
+            return _total(along_LU, along_G)
 
 
 class JvpRule(MapRule):
@@ -96,8 +103,9 @@ class JvpRule(MapRule):
         LU, pivots, E = ctx.saved_tensors
         LU, E = primal(LU), primal(E)
         with tangent_mode():
-            terms = [] if dE is None else [ops.jvp(LU, pivots, dE)]
-            return sum(terms, start=0 if dLU is None else jvp_tangent(LU, pivots, E, dLU))
+            along_LU = None if dLU is None else jvp_tangent(LU, pivots, E, dLU)
+            along_E = None if dE is None else ops.jvp(LU, pivots, dE)
+            return _total(along_LU, along_E)
 
 
 for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRule)):

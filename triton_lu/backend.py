@@ -21,10 +21,10 @@ def backend(choice: str) -> Iterator[None]:
     programs obey it too. It is one setting of the process; do not change it from several threads at once.
 
     Args:
-        choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is none
-            yet. "triton": the kernels, on whatever tensors they are given (also CPU tensors under Triton's interpreter);
-            a map for which there is no kernel raises NotImplementedError. "aten": ATen operations on any device.
-            The factorization has no kernel of its own: it is ATen's under every choice.
+        choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
+            none. "triton": the kernels, on whatever tensors they are given (also CPU tensors under Triton's
+            interpreter); a map for which there is no kernel raises NotImplementedError. "aten": ATen operations on
+            any device. The factorization has no kernel of its own: it is ATen's under every choice.
 
     Raises:
         ValueError: for any other choice.

@@ -59,7 +59,7 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
         if not _is_differentiated(args):
             return result
         with enable_single_level_autograd_function():
-            return rule.apply([result], *args)
+            return rule.apply([result], *args)  # type: ignore[attr-defined]
 
     return kernel
 

@@ -2,15 +2,16 @@
 
 import torch
 from torch import Tensor
+from triton_lu_kernels import warp
 
 from triton_lu import plan
-from triton_lu_kernels import warp
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     out = torch.empty_like(G, memory_format=torch.contiguous_format)
-    chosen = plan.kernel("vjp", *G.shape[-2:], G.dtype)
+    m, n = G.shape[-2:]
+    chosen = plan.kernel("vjp", m, n, G.dtype)
     if chosen is None:
         raise _no_kernel("vjp", G)
     with torch.cuda.device_of(G):

@@ -1,8 +1,7 @@
 """`lu_factor`, `lu_factor_ex` and `lu` with the signatures and results of their namesakes in `torch.linalg`."""
 
-import torch
 from torch import Tensor
-from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex
+from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
 from triton_lu.api import _factor, lu_unpack

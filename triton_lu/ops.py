@@ -51,10 +51,15 @@ def _check_shapes(infos: Tensor, name: str) -> None:
     return None
 
 
-for _name, _shapes in dict(
-    factor=_factor_shapes, vjp=_map_shapes, jvp=_map_shapes, permutation=_permutation_shapes, check=_check_shapes
-).items():
-    torch.library.register_fake(f"triton_lu::{_name}", _shapes, lib=_library)
+_shapes: dict[str, Callable[..., Any]] = {
+    "factor": _factor_shapes,
+    "vjp": _map_shapes,
+    "jvp": _map_shapes,
+    "permutation": _permutation_shapes,
+    "check": _check_shapes,
+}
+for _name, _fake in _shapes.items():
+    torch.library.register_fake(f"triton_lu::{_name}", _fake, lib=_library)
 
 
 # Implementations

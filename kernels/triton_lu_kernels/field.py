@@ -72,6 +72,49 @@ def reciprocal(a):
 
 
 @triton.jit
+def divide(a, b):
+    """a / b, over the complex numbers without overflow or underflow of |b|^2."""
+    if len(a) == 1:
+        return (a[0] / b[0],)
+    else:
+        scale = _inverse_power_of_two(tl.maximum(tl.abs(b[0]), tl.abs(b[1])))
+        re = b[0] * scale
+        im = b[1] * scale
+        product = multiply((a[0] * scale, a[1] * scale), (re, -im))
+        factor = 1.0 / tl.fma(re, re, im * im)
+        return (product[0] * factor, product[1] * factor)
+
+
+@triton.jit
+def _inverse_power_of_two(a):
+    """A power of two that brings a > 0 between 1 and 4, or if it is denormal, below 2: the exponent's bits, mirrored."""
+    if a.dtype == tl.float64:
+        bits = a.to(tl.int64, bitcast=True) & 0x7FF0000000000000
+        return tl.maximum(0x7FE0000000000000 - bits, 0x0010000000000000).to(tl.float64, bitcast=True)
+    else:
+        bits = a.to(tl.int32, bitcast=True) & 0x7F800000
+        return tl.maximum(0x7F000000 - bits, 0x00800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def modulus(a):
+    """|a|, over the complex numbers |re| + |im|: what LAPACK compares."""
+    if len(a) == 1:
+        return tl.abs(a[0])
+    else:
+        return tl.abs(a[0]) + tl.abs(a[1])
+
+
+@triton.jit
+def is_zero(a):
+    """Whether a is exactly zero."""
+    if len(a) == 1:
+        return a[0] == 0.0
+    else:
+        return (a[0] == 0.0) & (a[1] == 0.0)
+
+
+@triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
     """The matrix product a b of blocks."""
     if len(a) == 1:
@@ -103,10 +146,15 @@ def where(condition, a, b):
 
 
 @triton.jit
-def broadcast(a, INDEX: tl.constexpr):
-    """Entry INDEX of every row of a [matrices, lanes], brought to all lanes of the row."""
+def gather(a, lane):
+    """Every lane gets the entry of a [matrices, lanes] in the lane of its matrix that it names."""
     result = ()
     for component in tl.static_range(len(a)):
-        index = tl.full(a[component].shape, INDEX, tl.int32)
-        result += (tl.gather(a[component], index, 1),)
+        result += (tl.gather(a[component], lane, 1),)
     return result
+
+
+@triton.jit
+def broadcast(a, INDEX: tl.constexpr):
+    """Entry INDEX of every row of a [matrices, lanes], brought to all lanes of the row."""
+    return gather(a, tl.full(a[0].shape, INDEX, tl.int32))

@@ -94,21 +94,21 @@ def store_tile(
     ROW: tl.constexpr = 0,
     COL: tl.constexpr = 0,
 ):
-    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, N]."""
+    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, N], or to row i if None."""
     N: tl.constexpr = tile[0].shape[2]
     COMPONENTS: tl.constexpr = len(tile)
     row, col, component = _entries(N, COMPONENTS, BY_COLUMN)
     row += ROW
     col += COL
     mask = _mask(shape, batch_mask, row, col, RAGGED)
-    rows = tl.broadcast_to(destination[:, :, None], tile[0].shape)
-    if COMPONENTS == 1:
-        row = _flatten((rows,), BY_COLUMN).to(tl.int64)
+    if destination is None:
+        row = row[None, :]
     else:
-        row = _flatten((rows, rows), BY_COLUMN).to(tl.int64)
-    if not BY_COLUMN:
-        # True, and beyond what the compiler can see through a reshape: neighbours go to the same row.
-        row = tl.max_constancy(row, [1, N * COMPONENTS])
+        rows = tl.broadcast_to(destination[:, :, None], tile[0].shape)
+        row = _flatten((rows,) if COMPONENTS == 1 else (rows, rows), BY_COLUMN).to(tl.int64)
+        if not BY_COLUMN:
+            # True, and beyond what the compiler can see through a reshape: neighbours go to the same row.
+            row = tl.max_constancy(row, [1, N * COMPONENTS])
     tl.store(x_ptr + _offsets(strides, batch, row, col, component, COMPONENTS), _flatten(tile, BY_COLUMN), mask)
 
 

@@ -55,5 +55,5 @@ def served_by(A: Tensor) -> str:
     kernel = plan.kernel("vjp", m, n, A.dtype)
     if kernel and (current() == "triton" or (current() == "auto" and A.is_cuda)):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
-    blocks = plan.sweep(A.shape[:-2].numel(), m, n).blocks or (1,)
+    blocks = plan.sweep(A.shape[:-2].numel(), m, n, A.dtype).blocks or (1,)
     return f"ATen sweep, blocks {'/'.join(map(str, blocks))}"

@@ -1,0 +1,159 @@
+"""LU of matrices of at most 32 rows and columns, with partial pivoting or none: one row per lane of a warp.
+
+    P^T A = L U
+
+    A       [batch, m, n]
+    LU      [batch, m, n]   L strictly below the diagonal, U on and above it
+    pivots  [batch, k]      int32, 1-based; k = min(m, n)
+    infos   [batch]         int32: the first i, from 1, for which U[i, i] is exactly zero, or 0
+
+Real and complex, any strides. As in LAPACK, a step exchanges its row with that of the entry of largest modulus, |re| +
+|im| over the complex numbers, the first one of equals, and does not divide by a pivot that is exactly zero.
+
+Grid: one axis, `MATRICES` matrices per program, each completed with zeros to N x N, N a power of two. No row moves
+before the end: a lane keeps its row and knows the position that the exchanges have given it. The last step gathers.
+
+A NaN counts as the largest modulus. Nothing passes from one matrix to another, and a matrix gets the same bits in any
+batch. A is read once, LU, pivots and infos are written once; nothing else is touched.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import field, layout
+
+
+@triton.jit
+def find_pivot(modulus, position, row, STEP: tl.constexpr):
+    """Position and row, both [matrices, 1], of the largest modulus at positions from STEP on, of equals the first.
+
+    The bits of a positive number, as an integer, are in its order. They are compared by words of 32 bits, for which a
+    GPU has an instruction that finds the maximum over a warp.
+    """
+    N: tl.constexpr = modulus.shape[1]
+    if modulus.dtype == tl.float64:
+        bits = modulus.to(tl.uint64, bitcast=True)
+        words = ((bits >> 32).to(tl.uint32), bits.to(tl.uint32))
+    else:
+        words = (modulus.to(tl.uint32, bitcast=True),)
+    largest = position >= STEP
+    for i in tl.static_range(len(words)):
+        largest &= words[i] == tl.max(tl.where(largest, words[i], 0), 1)[:, None]
+    place = (position * N + row).to(tl.uint32)
+    first = tl.min(tl.where(largest, place, N * N), 1)[:, None]
+    return (first // N).to(tl.int32), (first % N).to(tl.int32)
+
+
+@triton.jit
+def eliminate(columns, pivot_row, below, STEP: tl.constexpr):
+    """One step: the rows `below` lose their entry in column STEP, where the multiplier takes its place.
+
+    Also returns the pivot.
+    """
+    column = columns[STEP]
+    zero = field.constant_like(column, 0.0)
+    pivot = field.gather(column, pivot_row)
+    divisor = field.where(field.is_zero(pivot), field.constant_like(column, 1.0), pivot)
+    multiplier = field.where(below, field.divide(column, divisor), zero)
+    result = columns[:STEP] + (field.where(below, multiplier, column),)
+    negated = field.negate(multiplier)
+    for j in tl.static_range(STEP + 1, len(columns)):
+        result += (field.multiply_add(negated, field.gather(columns[j], pivot_row), columns[j]),)
+    return result, pivot
+
+
+@triton.jit
+def factor_kernel(
+    LU_ptr,
+    pivots_ptr,
+    infos_ptr,
+    A_ptr,
+    LU_strides,
+    pivots_strides,
+    infos_strides,
+    A_strides,
+    shape,
+    batch_size,
+    N: tl.constexpr,
+    MATRICES: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    A_BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PIVOT: tl.constexpr,
+):
+    batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    batch_mask = batch < batch_size
+    A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
+    columns = layout.unstack(A)
+
+    row = tl.broadcast_to(tl.arange(0, N)[None, :], (MATRICES, N))
+    position = row
+    order = row
+    pivots = row
+    first_zero = tl.full((MATRICES, N), N, tl.int32)
+    for step in tl.static_range(N):
+        pivot_row = tl.full((MATRICES, N), step, tl.int32)
+        if PIVOT:
+            modulus = field.modulus(columns[step])
+            if RAGGED:
+                # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
+                modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
+            pivot_position, chosen = find_pivot(modulus, position, row, step)
+            pivot_row = tl.broadcast_to(chosen, (MATRICES, N))
+            pivots = tl.where(row == step, pivot_position, pivots)
+            order = tl.where(row == step, chosen, order)
+            displaced = tl.where(position == step, pivot_position, position)
+            position = tl.where(row == chosen, step, displaced)
+        columns, pivot = eliminate(columns, pivot_row, position > step, step)
+        first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
+
+    if PIVOT:
+        ordered = ()
+        for j in tl.static_range(N):
+            ordered += (field.gather(columns[j], order),)
+        columns = ordered
+    layout.store_tile(LU_ptr, LU_strides, shape, batch, batch_mask, None, layout.stack(columns), LU_BY_COLUMN, RAGGED)
+
+    steps = tl.minimum(shape[0], shape[1])
+    pivots_offsets = batch[:, None] * pivots_strides[0] + row.to(tl.int64) * pivots_strides[1]
+    tl.store(pivots_ptr + pivots_offsets, pivots + 1, batch_mask[:, None] & (row < steps))
+    infos = tl.where(first_zero < steps, first_zero + 1, 0)
+    tl.store(infos_ptr + batch[:, None] * infos_strides[0] + row * 0, infos, batch_mask[:, None] & (row == 0))
+
+
+def factor(LU, pivots, infos, A, *, pivot, matrices, num_warps):
+    """Writes the packed factors of A to `LU`, with partial pivoting if `pivot`, and LAPACK's `pivots` and `infos`.
+
+    `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32; `pivots`
+    is [batch, min(m, n)] int32, `infos` [batch] int32. Any strides, an expanded A too; the results overlap nothing.
+    `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes. Nothing is validated
+    here, and nothing launched for an empty batch.
+    """
+    batch_size, m, n = A.shape
+    if batch_size == 0:
+        return
+    if LU.numel() == 0:
+        infos.zero_()
+        return
+    N = max(2, triton.next_power_of_2(max(m, n)))
+    LU_reals, A_reals = (torch.view_as_real(x) if x.is_complex() else x for x in (LU, A))
+    strides = (LU.stride(), pivots.stride(), infos.stride(), A.stride())
+    factor_kernel[(triton.cdiv(batch_size, matrices),)](
+        LU_reals,
+        pivots,
+        infos,
+        A_reals,
+        *strides,
+        (m, n),
+        batch_size,
+        N=N,
+        MATRICES=matrices,
+        COMPONENTS=2 if A.is_complex() else 1,
+        LU_BY_COLUMN=LU.stride(1) < LU.stride(2),
+        A_BY_COLUMN=A.stride(1) < A.stride(2),
+        RAGGED=(m, n) != (N, N),
+        PIVOT=pivot,
+        num_warps=num_warps,
+    )
