@@ -209,10 +209,15 @@ def test_bad_matrices_keep_their_gradient_to_themselves(shape, bad):
     assert not theirs[2].isfinite().all()
 
 
-def test_curvature_is_the_reference():
-    from triton_lu.autograd import curvature
-
-    for shape in ((6, 6), (8, 5), (2, 5, 8)):
-        LU, pivots, _ = torch.linalg.lu_factor_ex(matrix(shape, torch.complex128))
-        G, V = matrix(shape, torch.complex128), matrix(shape, torch.complex128)
-        torch.testing.assert_close(curvature(LU, pivots, G, V), reference.curvature(LU, pivots, G, V))
+@pytest.mark.parametrize("shape", [(6, 6), (8, 5), (2, 5, 8)], ids=str)
+def test_curvature_is_the_reference(shape):
+    LU, pivots, _ = torch.linalg.lu_factor_ex(matrix(shape, torch.complex128))
+    G, V = (matrix(shape, torch.complex128).requires_grad_() for _ in range(2))
+    expected = reference.curvature(LU, pivots, G.detach(), V.detach())
+    LU.requires_grad_()
+    gradient = torch.ops.triton_lu.vjp(LU, pivots, G)
+    tangent = torch.ops.triton_lu.jvp(LU, pivots, V)
+    torch.testing.assert_close(grad(gradient, LU, V, retain_graph=True)[0], expected)
+    torch.testing.assert_close(grad(tangent, LU, G, retain_graph=True)[0], expected)
+    torch.testing.assert_close(grad(gradient, G, V)[0], reference.jvp(LU, pivots, V))
+    torch.testing.assert_close(grad(tangent, V, G)[0], reference.vjp(LU, pivots, G))

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from triton_lu import ops
 from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode
-from triton_lu.triangular import columns, enlarge, rows, solve, solve_adjoint
+from triton_lu.triangular import columns, enlarge, product, rows, solve, solve_adjoint
 
 
 class FactorRule(DerivativeRule):
@@ -50,53 +49,54 @@ class FactorRule(DerivativeRule):
             return ops.jvp(primal(LU), pivots, dA), None, None
 
 
-class MapRule(DerivativeRule):
-    """What `vjp` and `jvp`, linear maps (LU, pivots, X) -> Y, share."""
+class VjpRule(DerivativeRule):
+    """(LU, pivots, G) -> Y = vjp(G)."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, LU, pivots, X = inputs
-        ctx.save_for_backward(LU, pivots, X)
-        ctx.save_for_forward(LU, pivots, X)
+        _, LU, pivots, G = inputs
+        ctx.save_for_backward(LU, pivots, G, output)
+        ctx.save_for_forward(LU, pivots, G, output)
 
-
-def _total(*terms: Tensor | None) -> Tensor:
-    return reduce(add, (term for term in terms if term is not None))
-
-
-class VjpRule(MapRule):
     @staticmethod
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
-        LU, pivots, G = ctx.saved_tensors
+        LU, pivots, G, Y = ctx.saved_tensors
         _, needs_LU, _, needs_G = ctx.needs_input_grad
-        return (
-            None,
-            curvature(LU, pivots, G, V) if needs_LU else None,
-            None,
-            ops.jvp(LU, pivots, V) if needs_G else None,
-        )
+        if not needs_LU:
+            return None, None, None, ops.jvp(LU, pivots, V)
+        order = row_order(LU, pivots)
+        M, MU = quotients(LU, V.gather(-2, order))
+        LU_grad = curvature(LU, G, Y.gather(-2, order), M, MU)
+        return None, LU_grad, None, tangent(LU, M) if needs_G else None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
-        LU, pivots, G = ctx.saved_tensors
-        LU, G = primal(LU), primal(G)
+        LU, pivots, G, Y = ctx.saved_tensors
+        LU, G, Y = primal(LU), primal(G), primal(Y)
         with tangent_mode():
-            along_LU = None if dLU is None else vjp_tangent(LU, pivots, G, dLU)
+            along_LU = None if dLU is None else vjp_tangent(LU, pivots, G, Y, dLU)
             along_G = None if dG is None else ops.vjp(LU, pivots, dG)
             return _total(along_LU, along_G)
 
 
-class JvpRule(MapRule):
+class JvpRule(DerivativeRule):
+    """(LU, pivots, E) -> jvp(E)."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, LU, pivots, E = inputs
+        ctx.save_for_backward(LU, pivots, E)
+        ctx.save_for_forward(LU, pivots, E)
+
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Any, ...]:
         LU, pivots, E = ctx.saved_tensors
-        _, needs_LU, _, needs_E = ctx.needs_input_grad
-        return (
-            None,
-            curvature(LU, pivots, H, E) if needs_LU else None,
-            None,
-            ops.vjp(LU, pivots, H) if needs_E else None,
-        )
+        E_grad = ops.vjp(LU, pivots, H)
+        if not ctx.needs_input_grad[1]:
+            return None, None, None, E_grad
+        order = row_order(LU, pivots)
+        M, MU = quotients(LU, E.gather(-2, order))
+        return None, curvature(LU, H, E_grad.gather(-2, order), M, MU), None, E_grad
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
@@ -108,6 +108,10 @@ class JvpRule(MapRule):
             return _total(along_LU, along_E)
 
 
+def _total(*terms: Tensor | None) -> Tensor:
+    return reduce(add, (term for term in terms if term is not None))
+
+
 for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRule)):
     ops._library.impl(_op._schema.name.partition("::")[2], autograd_key(_op, _rule), "Autograd")
 
@@ -116,44 +120,50 @@ for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRu
 # only the m×n corner of each result counts, and the parts below are those of the factors that reach it.
 
 
-def _permuted(pivots: Tensor, Y: Tensor) -> Tensor:
-    """Pᵀ Y."""
-    order = ops.permutation(pivots, Y.shape[-2])
-    return Y.gather(-2, order[..., None].expand(Y.shape))
+def row_order(LU: Tensor, pivots: Tensor) -> Tensor:
+    """Y.gather(-2, order) is Pᵀ Y for a Y of LU's shape."""
+    return ops.permutation(pivots, LU.shape[-2])[..., None].expand(LU.shape)
 
 
-def curvature(LU: Tensor, pivots: Tensor, G: Tensor, V: Tensor) -> Tensor:
-    """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩; all are [..., m, n].
+def quotients(LU: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
+    """M = L⁻¹ E U⁻¹ and M U."""
+    MU = solve(LU, E, unit=True)
+    return solve(LU.mT, MU.mT, unit=False).mT, MU
 
-    tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X),  M = L⁻¹ (Pᵀ V) U⁻¹.
+
+def tangent(LU: Tensor, M: Tensor) -> Tensor:
+    """L tril(M, -1) + triu(M) U."""
+    return product(LU, M.tril(-1), unit=True) + product(LU.mT, M.triu().mT, unit=False).mT
+
+
+def curvature(LU: Tensor, G: Tensor, X: Tensor, M: Tensor, MU: Tensor) -> Tensor:
+    """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩, with X = Pᵀ vjp(G) and M = L⁻¹ (Pᵀ V) U⁻¹.
+
+    tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X); all are [..., m, n].
     """
     m, n = G.shape[-2:]
     k = min(m, n)
-    X = _permuted(pivots, ops.vjp(LU, pivots, G))
-    LMU = _permuted(pivots, V)
-    MU = solve(LU, LMU, unit=True)
-    LM = solve(LU.mT, LMU.mT, unit=False).mT
-    M = solve(LU.mT, MU.mT, unit=False).mT
+    LM = product(LU, columns(M, 0, k), unit=True)
     dL = G @ rows(M, 0, k).tril(-1).mH - X @ rows(MU, 0, k).mH
-    dU = columns(M, 0, k).triu().mH @ G - columns(LM, 0, k).mH @ X
+    dU = columns(M, 0, k).triu().mH @ G - LM.mH @ X
     return enlarge(dL.tril(-1), m, n) + enlarge(dU.triu(), m, n)
 
 
-def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, dLU: Tensor) -> Tensor:
-    """The tangent of vjp(G) along dB: P X', from differentiating Lᴴ X Uᴴ = Φ.
+def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, Y: Tensor, dLU: Tensor) -> Tensor:
+    """The tangent along dB of Y = vjp(G): P X', from differentiating Lᴴ X Uᴴ = Φ.
 
     X' = L⁻ᴴ (Φ' U⁻ᴴ - dLᴴ X) - X dUᴴ U⁻ᴴ,  Φ' = tril(dLᴴ G, -1) + triu(G dUᴴ).
     """
     m, n = G.shape[-2:]
     k = min(m, n)
     dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
-    X = _permuted(pivots, ops.vjp(LU, pivots, G))
+    order = row_order(LU, pivots)
+    X = Y.gather(-2, order)
     Phi = enlarge((dL.mH @ G).tril(-1), m, n) + enlarge((G @ dU.mH).triu(), m, n)
     Phi_U = solve_adjoint(LU.mT, Phi.mT, unit=False).mT
     XdU_U = solve_adjoint(LU.mT, enlarge(X @ dU.mH, m, n).mT, unit=False).mT
     dX = solve_adjoint(LU, Phi_U - enlarge(dL.mH @ X, m, n), unit=True) - XdU_U
-    order = ops.permutation(pivots, m)
-    return torch.zeros_like(dX).scatter(-2, order[..., None].expand(dX.shape), dX)
+    return torch.zeros_like(dX).scatter(-2, order, dX)
 
 
 def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
@@ -161,13 +171,8 @@ def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
 
     dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹,  M = L⁻¹ (Pᵀ E) U⁻¹.
     """
-    m, n = E.shape[-2:]
-    k = min(m, n)
+    k = min(E.shape[-2:])
     dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
-    strict_L, U = columns(LU, 0, k).tril(-1), rows(LU, 0, k).triu()
-    M = solve(LU.mT, solve(LU, _permuted(pivots, E), unit=True).mT, unit=False).mT
+    M, _ = quotients(LU, E.gather(-2, row_order(LU, pivots)))
     dM = -solve(LU, dL @ rows(M, 0, k), unit=True) - solve(LU.mT, (columns(M, 0, k) @ dU).mT, unit=False).mT
-    lower, upper = dM.tril(-1), dM.triu()
-    L_lower = strict_L @ rows(lower, 0, k) + lower
-    upper_U = columns(upper, 0, k) @ U + pad(columns(upper, k, n), (k, 0))
-    return dL @ rows(M, 0, k).tril(-1) + L_lower + upper_U + columns(M, 0, k).triu() @ dU
+    return dL @ rows(M, 0, k).tril(-1) + tangent(LU, dM) + columns(M, 0, k).triu() @ dU

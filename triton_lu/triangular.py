@@ -13,40 +13,42 @@ from torch.nn.functional import pad
 
 
 def rows(Y: Tensor, start: int, stop: int) -> Tensor:
-    """Y[..., start:stop, :], by an operation that every kind of vmap knows, also when it takes all rows."""
-    return Y.narrow(-2, start, stop - start)
+    """Y[..., start:stop, :]."""
+    return Y if stop - start == Y.shape[-2] else Y.narrow(-2, start, stop - start)
 
 
 def columns(Y: Tensor, start: int, stop: int) -> Tensor:
     """Y[..., start:stop]."""
-    return Y.narrow(-1, start, stop - start)
-
-
-def _split(T: Tensor) -> tuple[int, int, Tensor, Tensor]:
-    p, k = T.shape[-2], min(T.shape[-2:])
-    T = columns(T, 0, k)
-    return k, p, rows(T, 0, k), rows(T, k, p)
-
-
-def _stack(top: Tensor, bottom: Tensor) -> Tensor:
-    return torch.cat([top, bottom], -2) if bottom.shape[-2] else top
+    return Y if stop - start == Y.shape[-1] else Y.narrow(-1, start, stop - start)
 
 
 def solve(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     """T̂⁻¹ Y."""
-    k, p, T1, T2 = _split(T)
-    top = solve_triangular(T1, rows(Y, 0, k), upper=False, unitriangular=unit)
-    return _stack(top, rows(Y, k, p) - T2 @ top)
+    p, k = T.shape[-2], min(T.shape[-2:])
+    T = columns(T, 0, k)
+    top = solve_triangular(rows(T, 0, k), rows(Y, 0, k), upper=False, unitriangular=unit)
+    return top if p == k else torch.cat([top, rows(Y, k, p) - rows(T, k, p) @ top], -2)
 
 
 def solve_adjoint(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     """T̂⁻ᴴ Y."""
-    k, p, T1, T2 = _split(T)
-    bottom = rows(Y, k, p)
-    top = solve_triangular(T1.mH, rows(Y, 0, k) - T2.mH @ bottom, upper=True, unitriangular=unit)
-    return _stack(top, bottom)
+    p, k = T.shape[-2], min(T.shape[-2:])
+    T = columns(T, 0, k)
+    top = rows(Y, 0, k) if p == k else rows(Y, 0, k) - rows(T, k, p).mH @ rows(Y, k, p)
+    top = solve_triangular(rows(T, 0, k).mH, top, upper=True, unitriangular=unit)
+    return top if p == k else torch.cat([top, rows(Y, k, p)], -2)
+
+
+def product(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
+    """T̂ Y."""
+    p, k = T.shape[-2], min(T.shape[-2:])
+    T = columns(T, 0, k)
+    if unit:
+        return T.tril(-1) @ rows(Y, 0, k) + Y
+    lower = T.tril() @ rows(Y, 0, k)
+    return lower if p == k else lower + pad(rows(Y, k, p), (0, 0, k, 0))
 
 
 def enlarge(Y: Tensor, m: int, n: int) -> Tensor:
     """Y with zero rows and columns added up to [..., m, n]."""
-    return pad(Y, (0, n - Y.shape[-1], 0, m - Y.shape[-2]))
+    return Y if Y.shape[-2:] == (m, n) else pad(Y, (0, n - Y.shape[-1], 0, m - Y.shape[-2]))
