@@ -105,7 +105,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     _sweep(X, G, LU, _vjp_sweep_, _vjp_scalar_sweep_)
     rows = permutation(pivots, m)
     order = torch.arange(m, device=G.device).expand_as(rows)
-    origin = _row_index(torch.empty_like(rows).scatter_(-1, rows, order))
+    origin = row_index(torch.empty_like(rows).scatter_(-1, rows, order))
     # by panels of columns in place: a second copy of X would be half of the memory of a backward
     for panel in X.view(-1, n).split(plan.PANEL, dim=-1):
         panel.copy_(panel.index_select(0, origin))
@@ -118,7 +118,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     if dB.numel() == 0:
         return dB
     m, n = E.shape[-2:]
-    rows = E.reshape(-1, n).index_select(0, _row_index(permutation(pivots, m)))
+    rows = E.reshape(-1, n).index_select(0, row_index(permutation(pivots, m)))
     _sweep(dB, rows.view(E.shape), LU, _jvp_sweep_, _jvp_scalar_sweep_)
     return dB
 
@@ -144,7 +144,7 @@ def _batch_last(X: Tensor) -> Tensor:
     return X.reshape(len(X), -1).t().clone(memory_format=torch.contiguous_format).view(*X.shape[1:], len(X))
 
 
-def _row_index(rows: Tensor) -> Tensor:
+def row_index(rows: Tensor) -> Tensor:
     """Row numbers within each matrix -> row numbers within the whole batch."""
     if rows.ndim == 1:
         return rows

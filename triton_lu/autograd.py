@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from triton_lu import ops
+from triton_lu.aten import row_index
 from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode
-from triton_lu.triangular import columns, enlarge, product, rows, solve, solve_adjoint
+from triton_lu.triangular import add_product, columns, enlarge, rows, solve, solve_adjoint
 
 
 class FactorRule(DerivativeRule):
@@ -64,10 +66,10 @@ class VjpRule(DerivativeRule):
         _, needs_LU, _, needs_G = ctx.needs_input_grad
         if not needs_LU:
             return None, None, None, ops.jvp(LU, pivots, V)
-        order = row_order(LU, pivots)
-        M, MU = quotients(LU, V.gather(-2, order))
-        LU_grad = curvature(LU, G, Y.gather(-2, order), M, MU)
-        return None, LU_grad, None, tangent(LU, M) if needs_G else None
+        order = row_order(pivots, LU)
+        step = Step(flat(LU), permute_rows(V, order))
+        LU_grad = step.curvature(flat(G), permute_rows(Y, order)).view(LU.shape)
+        return None, LU_grad, None, step.tangent().view(LU.shape) if needs_G else None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
@@ -94,9 +96,9 @@ class JvpRule(DerivativeRule):
         E_grad = ops.vjp(LU, pivots, H)
         if not ctx.needs_input_grad[1]:
             return None, None, None, E_grad
-        order = row_order(LU, pivots)
-        M, MU = quotients(LU, E.gather(-2, order))
-        return None, curvature(LU, H, E_grad.gather(-2, order), M, MU), None, E_grad
+        order = row_order(pivots, LU)
+        step = Step(flat(LU), permute_rows(E, order))
+        return None, step.curvature(flat(H), permute_rows(E_grad, order)).view(LU.shape), None, E_grad
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
@@ -116,37 +118,59 @@ for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRu
     ops._library.impl(_op._schema.name.partition("::")[2], autograd_key(_op, _rule), "Autograd")
 
 
-# Derivatives of the two maps with respect to B. L and U are completed to squares where A is not (`triangular.py`);
-# only the m×n corner of each result counts, and the parts below are those of the factors that reach it.
+# Derivatives of the two maps with respect to B, for batches of matrices [batch, m, n]. L and U are completed to
+# squares where A is not (`triangular.py`); only the m×n corner of each result counts, and `rows` and `columns` take
+# the parts of the factors that reach it.
 
 
-def row_order(LU: Tensor, pivots: Tensor) -> Tensor:
-    """Y.gather(-2, order) is Pᵀ Y for a Y of LU's shape."""
-    return ops.permutation(pivots, LU.shape[-2])[..., None].expand(LU.shape)
+def flat(X: Tensor) -> Tensor:
+    """X as [batch, m, n]."""
+    return X.reshape(-1, *X.shape[-2:])
 
 
-def quotients(LU: Tensor, E: Tensor) -> tuple[Tensor, Tensor]:
-    """M = L⁻¹ E U⁻¹ and M U."""
-    MU = solve(LU, E, unit=True)
-    return solve(LU.mT, MU.mT, unit=False).mT, MU
+def row_order(pivots: Tensor, LU: Tensor) -> Tensor:
+    """Where the rows of Pᵀ Y are found among those of the whole batch Y."""
+    return row_index(ops.permutation(pivots, LU.shape[-2]))
 
 
-def tangent(LU: Tensor, M: Tensor) -> Tensor:
-    """L tril(M, -1) + triu(M) U."""
-    return product(LU, M.tril(-1), unit=True) + product(LU.mT, M.triu().mT, unit=False).mT
+def permute_rows(Y: Tensor, order: Tensor) -> Tensor:
+    """Pᵀ Y as [batch, m, n]."""
+    m, n = Y.shape[-2:]
+    return Y.reshape(-1, n).index_select(0, order).view(-1, m, n)
 
 
-def curvature(LU: Tensor, G: Tensor, X: Tensor, M: Tensor, MU: Tensor) -> Tensor:
-    """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩, with X = Pᵀ vjp(G) and M = L⁻¹ (Pᵀ V) U⁻¹.
+class Step:
+    """A first-order step E of Pᵀ A, from which the derivatives with respect to B follow: M = L⁻¹ E U⁻¹."""
 
-    tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X); all are [..., m, n].
-    """
-    m, n = G.shape[-2:]
-    k = min(m, n)
-    LM = product(LU, columns(M, 0, k), unit=True)
-    dL = G @ rows(M, 0, k).tril(-1).mH - X @ rows(MU, 0, k).mH
-    dU = columns(M, 0, k).triu().mH @ G - LM.mH @ X
-    return enlarge(dL.tril(-1), m, n) + enlarge(dU.triu(), m, n)
+    def __init__(self, LU: Tensor, E: Tensor):
+        self.k = k = min(E.shape[-2:])
+        self.L, self.U = columns(LU, 0, k).tril(-1), rows(LU, 0, k).triu()  # L without its diagonal of ones
+        self.MU = solve(LU, E, unit=True)
+        self.M = solve(LU.mT, self.MU.mT, unit=False).mT
+
+    def tangent(self) -> Tensor:
+        """L tril(M, -1) + triu(M) U: the jvp of E."""
+        return self.recompose(self.M.tril(-1), self.M.triu())
+
+    def recompose(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """L lower + upper U."""
+        k, n = self.k, upper.shape[-1]
+        total = add_product(lower, self.L, rows(lower, 0, k))
+        total = add_product(total, columns(upper, 0, k), self.U)
+        return total if n == k else total + pad(columns(upper, k, n), (k, 0))
+
+    def curvature(self, G: Tensor, X: Tensor) -> Tensor:
+        """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩, with X = Pᵀ vjp(G) and E = Pᵀ V.
+
+        tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X).
+        """
+        m, n = G.shape[-2:]
+        k, M = self.k, columns(self.M, 0, self.k)
+        LM = add_product(M, self.L, rows(M, 0, k))
+        dL = add_product(X @ rows(self.MU, 0, k).mH, G, rows(self.M, 0, k).tril(-1).mH, sign=-1)
+        dU = add_product(LM.mH @ X, M.triu().mH, G, sign=-1)
+        below = torch.ones(m, n, dtype=torch.bool, device=G.device).tril(-1)
+        return torch.where(below, enlarge(dL, m, n), enlarge(dU, m, n))
 
 
 def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, Y: Tensor, dLU: Tensor) -> Tensor:
@@ -156,23 +180,25 @@ def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, Y: Tensor, dLU: Tensor) -
     """
     m, n = G.shape[-2:]
     k = min(m, n)
+    order = row_order(pivots, LU)
+    shape, LU, G, X, dLU = G.shape, flat(LU), flat(G), permute_rows(Y, order), flat(dLU)
     dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
-    order = row_order(LU, pivots)
-    X = Y.gather(-2, order)
     Phi = enlarge((dL.mH @ G).tril(-1), m, n) + enlarge((G @ dU.mH).triu(), m, n)
     Phi_U = solve_adjoint(LU.mT, Phi.mT, unit=False).mT
     XdU_U = solve_adjoint(LU.mT, enlarge(X @ dU.mH, m, n).mT, unit=False).mT
     dX = solve_adjoint(LU, Phi_U - enlarge(dL.mH @ X, m, n), unit=True) - XdU_U
-    return torch.zeros_like(dX).scatter(-2, order, dX)
+    return permute_rows(dX, order.argsort()).view(shape)
 
 
 def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
     """The tangent of jvp(E) along dB.
 
-    dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹,  M = L⁻¹ (Pᵀ E) U⁻¹.
+    dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹.
     """
-    k = min(E.shape[-2:])
+    k, shape = min(E.shape[-2:]), E.shape
+    step = Step(flat(LU), permute_rows(E, row_order(pivots, LU)))
+    LU, dLU = flat(LU), flat(dLU)
     dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
-    M, _ = quotients(LU, E.gather(-2, row_order(LU, pivots)))
-    dM = -solve(LU, dL @ rows(M, 0, k), unit=True) - solve(LU.mT, (columns(M, 0, k) @ dU).mT, unit=False).mT
-    return dL @ rows(M, 0, k).tril(-1) + tangent(LU, dM) + columns(M, 0, k).triu() @ dU
+    M_rows, M_columns = rows(step.M, 0, k), columns(step.M, 0, k)
+    dM = -solve(LU, dL @ M_rows, unit=True) - solve(LU.mT, (M_columns @ dU).mT, unit=False).mT
+    return (dL @ M_rows.tril(-1) + step.recompose(dM.tril(-1), dM.triu()) + M_columns.triu() @ dU).view(shape)

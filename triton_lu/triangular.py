@@ -39,14 +39,9 @@ def solve_adjoint(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     return top if p == k else torch.cat([top, rows(Y, k, p)], -2)
 
 
-def product(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
-    """T̂ Y."""
-    p, k = T.shape[-2], min(T.shape[-2:])
-    T = columns(T, 0, k)
-    if unit:
-        return T.tril(-1) @ rows(Y, 0, k) + Y
-    lower = T.tril() @ rows(Y, 0, k)
-    return lower if p == k else lower + pad(rows(Y, k, p), (0, 0, k, 0))
+def add_product(C: Tensor, A: Tensor, B: Tensor, *, sign: int = 1) -> Tensor:
+    """sign C + A B of batches of matrices [batch, ., .], in one pass."""
+    return torch.baddbmm(C, A, B, beta=sign)
 
 
 def enlarge(Y: Tensor, m: int, n: int) -> Tensor:
