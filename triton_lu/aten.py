@@ -5,6 +5,7 @@ columns after it. `vjp` and `jvp` are sweeps over the diagonal blocks that work 
 and spend 4/3 n³ flops, twice those of the factorization; nearly all of them are matrix products.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -56,20 +57,34 @@ def eliminate_(A: Tensor) -> None:
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
     """Row i of Pᵀ A is row permutation[i] of A."""
-    if plan.exchange_one_by_one(pivots.numel(), pivots.device.type):
-        return _exchange(pivots, m)
-    return _follow_links(pivots, m)
+    *batch, k = pivots.shape
+    form = plan.permutation(math.prod(batch), k, pivots.device.type)
+    if form == "links":
+        return _follow_links(pivots, m)
+    exchange = _exchange_by_step if form == "by step" else _exchange_by_matrix
+    return exchange(pivots.reshape(-1, k), m).view(*batch, m)
 
 
-def _exchange(pivots: Tensor, m: int) -> Tensor:
-    """The permutation by its definition, one exchange after the other."""
+def _exchange_by_matrix(pivots: Tensor, m: int) -> Tensor:
+    """The permutations by their definition, one exchange after the other in Python."""
     orders = []
-    for exchanges in pivots.reshape(-1, pivots.shape[-1]).tolist():
+    for exchanges in pivots.tolist():
         order = list(range(m))
         for i, chosen in enumerate(exchanges):
             order[i], order[chosen - 1] = order[chosen - 1], order[i]
         orders.append(order)
-    return torch.tensor(orders, dtype=torch.int64).view(*pivots.shape[:-1], m)
+    return torch.tensor(orders, dtype=torch.int64)
+
+
+def _exchange_by_step(pivots: Tensor, m: int) -> Tensor:
+    """The same for many matrices, with the i-th exchange of all of them at once."""
+    order = torch.arange(m, device=pivots.device)[:, None].repeat(1, len(pivots))
+    for i, chosen in enumerate(pivots.t().long().sub_(1).split(1)):
+        position = order[i : i + 1]
+        found = order.gather(0, chosen)
+        order.scatter_(0, chosen, position.clone())
+        position.copy_(found)
+    return order.t().contiguous()
 
 
 def _follow_links(pivots: Tensor, m: int) -> Tensor:
