@@ -167,8 +167,8 @@ class Step:
         m, n = G.shape[-2:]
         k, M = self.k, columns(self.M, 0, self.k)
         LM = add_product(M, self.L, rows(M, 0, k))
-        dL = add_product(X @ rows(self.MU, 0, k).mH, G, rows(self.M, 0, k).tril(-1).mH, sign=-1)
-        dU = add_product(LM.mH @ X, M.triu().mH, G, sign=-1)
+        dL = add_product(torch.bmm(X, rows(self.MU, 0, k).mH), G, rows(self.M, 0, k).tril(-1).mH, sign=-1)
+        dU = add_product(torch.bmm(LM.mH, X), M.triu().mH, G, sign=-1)
         below = torch.ones(m, n, dtype=torch.bool, device=G.device).tril(-1)
         return torch.where(below, enlarge(dL, m, n), enlarge(dU, m, n))
 

@@ -42,7 +42,7 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
     terms = {torch.float32: 32, torch.complex64: 16}.get(dtype, ALL_TERMS)
     if batch >= 512 and max(m, n) <= 32:
         return Sweep(blocks=(), invert=False, terms=terms)
-    if k <= 32:
+    if k <= (128 if batch == 1 else 32):
         return Sweep(blocks=(k,), invert=False, terms=terms)
     if batch > 1:
         return Sweep(blocks=(16,) if k <= 128 else (32,), invert=False, terms=terms)
