@@ -75,7 +75,7 @@ def test_torch_vjp_is_the_backward_of_torch():
 @pytest.mark.parametrize("name", REGULAR)
 def test_accuracy_beside_torch(name, batch, dtype):
     """At most three times the error of PyTorch's backward, with a floor of 4 eps where both are all but exact."""
-    sizes = (4, 24) if batch > 1 else (4, 24, 50) if name == "wilkinson" else (4, 24, 50, 100, 200, 300)
+    sizes = (4, 24) if batch > 1 else (4, 24, 50) if name == "wilkinson" else (4, 24, 50, 100, 150, 256)
     for n in sizes:  # Wilkinson's matrix grows by 2^n: the gradient overflows in single precision from n = 64 on
         LU, pivots = factored(name, n, n, dtype)
         G = torch.randn(n, n, dtype=dtype)

@@ -8,6 +8,7 @@ and spend 4/3 n³ flops, twice those of the factorization; nearly all of them ar
 import math
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
@@ -78,13 +79,13 @@ def _exchange_by_matrix(pivots: Tensor, m: int) -> Tensor:
 
 def _exchange_by_step(pivots: Tensor, m: int) -> Tensor:
     """The same for many matrices, with the i-th exchange of all of them at once."""
-    order = torch.arange(m, device=pivots.device)[:, None].repeat(1, len(pivots))
-    for i, chosen in enumerate(pivots.t().long().sub_(1).split(1)):
-        position = order[i : i + 1]
-        found = order.gather(0, chosen)
-        order.scatter_(0, chosen, position.clone())
-        position.copy_(found)
-    return order.t().contiguous()
+    order = np.arange(m)[:, None].repeat(len(pivots), axis=1)
+    matrix = np.arange(len(pivots))
+    for i, chosen in enumerate(pivots.numpy().T - 1):
+        found = order[chosen, matrix]
+        order[chosen, matrix] = order[i]
+        order[i] = found
+    return torch.from_numpy(order.T.copy())
 
 
 def _follow_links(pivots: Tensor, m: int) -> Tensor:
@@ -121,8 +122,12 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     rows = permutation(pivots, m)
     order = torch.arange(m, device=G.device).expand_as(rows)
     origin = row_index(torch.empty_like(rows).scatter_(-1, rows, order))
-    # by panels of columns in place: a second copy of X would be half of the memory of a backward
-    for panel in X.view(-1, n).split(plan.PANEL, dim=-1):
+    flat = X.view(-1, n)
+    if n <= plan.PANEL:
+        result = torch.empty_like(X)
+        torch.index_select(flat, 0, origin, out=result.view(-1, n))
+        return result
+    for panel in flat.split(plan.PANEL, dim=-1):  # in place: a second copy would be half of the memory of a backward
         panel.copy_(panel.index_select(0, origin))
     return X
 
@@ -219,7 +224,7 @@ def _vjp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep,
     W12 = _minus_product(W[..., J, R], _adjoint(B[..., R, J]), W[..., R, R], sweep.terms)
     L11H = _adjoint(B[..., J, J])
     if sweep.invert:
-        W[..., J, R] = _invert(L11H, upper=True, unit=unit) @ W12
+        torch.matmul(_invert(L11H, upper=True, unit=unit), W12, out=W[..., J, R])
     else:
         W[..., J, R] = solve_triangular(L11H, W12, upper=True, unitriangular=unit)
 
@@ -257,7 +262,7 @@ def _jvp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep,
         W12 = _minus_product(W12, W[..., J, before], B[..., before, R], sweep.terms)
         W12 = _minus_product(W12, B[..., J, before], W[..., before, R], sweep.terms)
     if sweep.invert:
-        W[..., J, R] = _invert(L11, upper=False, unit=unit) @ W12
+        torch.matmul(_invert(L11, upper=False, unit=unit), W12, out=W[..., J, R])
     else:
         W[..., J, R] = solve_triangular(L11, W12, upper=False, unitriangular=unit)
 

@@ -26,7 +26,7 @@ from . import field, layout
 
 @triton.jit
 def find_pivot(modulus, position, row, STEP: tl.constexpr):
-    """Position and row, both [matrices, 1], of the largest modulus at positions from STEP on, of equals the first.
+    """Position and row of the largest modulus at positions from STEP on, of equals the first, brought to all lanes.
 
     The bits of a positive number, as an integer, are in its order. They are compared by words of 32 bits, for which a
     GPU has an instruction that finds the maximum over a warp.
@@ -41,7 +41,7 @@ def find_pivot(modulus, position, row, STEP: tl.constexpr):
     for i in tl.static_range(len(words)):
         largest &= words[i] == tl.max(tl.where(largest, words[i], 0), 1)[:, None]
     place = (position * N + row).to(tl.uint32)
-    first = tl.min(tl.where(largest, place, N * N), 1)[:, None]
+    first = tl.broadcast_to(tl.min(tl.where(largest, place, N * N), 1)[:, None], place.shape)
     return (first // N).to(tl.int32), (first % N).to(tl.int32)
 
 
@@ -56,7 +56,8 @@ def eliminate(columns, pivot_row, below, STEP: tl.constexpr):
     pivot = field.gather(column, pivot_row)
     divisor = field.where(field.is_zero(pivot), field.constant_like(column, 1.0), pivot)
     multiplier = field.where(below, field.divide(column, divisor), zero)
-    result = columns[:STEP] + (field.where(below, multiplier, column),)
+    result = columns[:STEP]
+    result += (field.where(below, multiplier, column),)
     negated = field.negate(multiplier)
     for j in tl.static_range(STEP + 1, len(columns)):
         result += (field.multiply_add(negated, field.gather(columns[j], pivot_row), columns[j]),)
@@ -100,12 +101,11 @@ def factor_kernel(
             if RAGGED:
                 # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
                 modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
-            pivot_position, chosen = find_pivot(modulus, position, row, step)
-            pivot_row = tl.broadcast_to(chosen, (MATRICES, N))
+            pivot_position, pivot_row = find_pivot(modulus, position, row, step)
             pivots = tl.where(row == step, pivot_position, pivots)
-            order = tl.where(row == step, chosen, order)
+            order = tl.where(row == step, pivot_row, order)
             displaced = tl.where(position == step, pivot_position, position)
-            position = tl.where(row == chosen, step, displaced)
+            position = tl.where(row == pivot_row, step, displaced)
         columns, pivot = eliminate(columns, pivot_row, position > step, step)
         first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
 

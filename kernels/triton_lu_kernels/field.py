@@ -87,7 +87,7 @@ def divide(a, b):
 
 @triton.jit
 def _inverse_power_of_two(a):
-    """A power of two that brings a > 0 between 1 and 4, or if it is denormal, below 2: the exponent's bits, mirrored."""
+    """A power of two that brings a > 0 between 1 and 4, or below 2 if it is denormal: the exponent's bits mirrored."""
     if a.dtype == tl.float64:
         bits = a.to(tl.int64, bitcast=True) & 0x7FF0000000000000
         return tl.maximum(0x7FE0000000000000 - bits, 0x0010000000000000).to(tl.float64, bitcast=True)
@@ -116,15 +116,17 @@ def is_zero(a):
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """The matrix product a b of blocks."""
+    """The matrix product a b of blocks; over the complex numbers as (b^T a^T)^T, for the sake of compile time: the pass
+    that prepares dots walks, for each of them, through all connected operations up to the next transposition."""
     if len(a) == 1:
         return (tl.dot(a[0], b[0], input_precision=PRECISION, out_dtype=a[0].dtype),)
     else:
-        re = tl.dot(a[0], b[0], input_precision=PRECISION, out_dtype=a[0].dtype)
-        re -= tl.dot(a[1], b[1], input_precision=PRECISION, out_dtype=a[0].dtype)
-        im = tl.dot(a[0], b[1], input_precision=PRECISION, out_dtype=a[0].dtype)
-        im += tl.dot(a[1], b[0], input_precision=PRECISION, out_dtype=a[0].dtype)
-        return (re, im)
+        a_re, a_im, b_re, b_im = tl.trans(a[0]), tl.trans(a[1]), tl.trans(b[0]), tl.trans(b[1])
+        re = tl.dot(b_re, a_re, input_precision=PRECISION, out_dtype=a[0].dtype)
+        re -= tl.dot(b_im, a_im, input_precision=PRECISION, out_dtype=a[0].dtype)
+        im = tl.dot(b_im, a_re, input_precision=PRECISION, out_dtype=a[0].dtype)
+        im += tl.dot(b_re, a_im, input_precision=PRECISION, out_dtype=a[0].dtype)
+        return (tl.trans(re), tl.trans(im))
 
 
 @triton.jit

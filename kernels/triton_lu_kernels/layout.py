@@ -54,16 +54,23 @@ def load_tile(
     COMPONENTS: tl.constexpr,
     BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
-    DIAGONAL: tl.constexpr,
+    DIAGONAL: tl.constexpr = 0.0,
     ROW: tl.constexpr = 0,
     COL: tl.constexpr = 0,
+    source=None,
 ):
-    """The matrices of `batch`, of `shape` (m, n), completed to N x N with zeros and DIAGONAL on the diagonal."""
+    """The matrices of `batch`, of `shape` (m, n), completed to N x N with zeros and DIAGONAL on the diagonal.
+
+    Of larger matrices the block at (ROW, COL). Row i is row source[i] of the matrix if `source` [matrices, N] is given.
+    """
     row, col, component = _entries(N, COMPONENTS, BY_COLUMN)
     row += ROW
     col += COL
-    offsets = _offsets(strides, batch, row[None, :], col, component, COMPONENTS)
     mask = _mask(shape, batch_mask, row, col, RAGGED)
+    if source is None:
+        offsets = _offsets(strides, batch, row[None, :], col, component, COMPONENTS)
+    else:
+        offsets = _offsets(strides, batch, _spread(source, COMPONENTS, BY_COLUMN), col, component, COMPONENTS)
     reals = tl.load(x_ptr + offsets, mask, other=0.0)
     if DIAGONAL != 0:
         completion = tl.where((row == col) & (component == 0), DIAGONAL, 0.0).to(reals.dtype)
@@ -94,22 +101,32 @@ def store_tile(
     ROW: tl.constexpr = 0,
     COL: tl.constexpr = 0,
 ):
-    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, N], or to row i if None."""
-    N: tl.constexpr = tile[0].shape[2]
+    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, N], to row i if None."""
     COMPONENTS: tl.constexpr = len(tile)
-    row, col, component = _entries(N, COMPONENTS, BY_COLUMN)
+    row, col, component = _entries(tile[0].shape[2], COMPONENTS, BY_COLUMN)
     row += ROW
     col += COL
     mask = _mask(shape, batch_mask, row, col, RAGGED)
     if destination is None:
-        row = row[None, :]
+        offsets = _offsets(strides, batch, row[None, :], col, component, COMPONENTS)
     else:
-        rows = tl.broadcast_to(destination[:, :, None], tile[0].shape)
-        row = _flatten((rows,) if COMPONENTS == 1 else (rows, rows), BY_COLUMN).to(tl.int64)
-        if not BY_COLUMN:
-            # True, and beyond what the compiler can see through a reshape: neighbours go to the same row.
-            row = tl.max_constancy(row, [1, N * COMPONENTS])
-    tl.store(x_ptr + _offsets(strides, batch, row, col, component, COMPONENTS), _flatten(tile, BY_COLUMN), mask)
+        offsets = _offsets(strides, batch, _spread(destination, COMPONENTS, BY_COLUMN), col, component, COMPONENTS)
+    tl.store(x_ptr + offsets, _flatten(tile, BY_COLUMN), mask)
+
+
+@triton.jit
+def _spread(rows, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
+    """Numbers [matrices, N] of rows, each at all reals [matrices, reals] of its row in the order of `_entries`."""
+    N: tl.constexpr = rows.shape[1]
+    square = tl.broadcast_to(rows[:, :, None], (rows.shape[0], N, N))
+    if COMPONENTS == 1:
+        spread = _flatten((square,), BY_COLUMN).to(tl.int64)
+    else:
+        spread = _flatten((square, square), BY_COLUMN).to(tl.int64)
+    if not BY_COLUMN:
+        # True, and beyond what the compiler can see through a reshape: neighbours lie in the same row.
+        spread = tl.max_constancy(spread, [1, N * COMPONENTS])
+    return spread
 
 
 @triton.jit

@@ -2,10 +2,10 @@
 
 `factors` and `negated` are the columns of B = packed (L, U), and of -B: each a field element [matrices, rows]. A loop
 over registers meets one entry of B at a time, which a shuffle brings to all lanes; L's unit diagonal is implied.
-The other operand is columns (one row per lane) for a product with U^T from the right, rows (one column per lane) for
-one with L^T from the left.
 
-The sums of the solves run from the oldest solution to the newest: the last term alone waits for the step before.
+T is one of the triangles of B, or its transpose, and multiplies a tuple of vectors, entry i of the result being the sum
+over k of t_ik w_k. On the rows of a matrix W (one column per lane) that is T W, on its columns (one row per lane)
+W T^T.
 """
 
 import triton
@@ -15,96 +15,109 @@ from . import field
 
 
 @triton.jit
-def transposed_lower_product(factors, rows):
-    """L^T W for the N rows of W [matrices, cols]: row i becomes w_i + sum over k > i of l_ki w_k."""
-    N: tl.constexpr = len(rows)
-    product = ()
+def _entry(factors, i: tl.constexpr, k: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """t_ik, in all lanes."""
+    if TRANSPOSED:
+        return field.broadcast(factors[i], k)
+    else:
+        return field.broadcast(factors[k], i)
+
+
+@triton.jit
+def product(factors, vectors, UPPER: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """T applied to the N vectors; T is U if UPPER, L otherwise, or the transpose of that."""
+    N: tl.constexpr = len(vectors)
+    result = ()
     for i in tl.static_range(N):
-        total = rows[i]
-        for k in tl.static_range(i + 1, N):
-            total = field.multiply_add(field.broadcast(factors[i], k), rows[k], total)
-        product += (total,)
-    return product
+        total = field.multiply(_entry(factors, i, i, TRANSPOSED), vectors[i]) if UPPER else vectors[i]
+        if UPPER != TRANSPOSED:
+            for k in tl.static_range(i + 1, N):
+                total = field.multiply_add(_entry(factors, i, k, TRANSPOSED), vectors[k], total)
+        else:
+            for k in tl.static_range(i):
+                total = field.multiply_add(_entry(factors, i, k, TRANSPOSED), vectors[k], total)
+        result += (total,)
+    return result
 
 
 @triton.jit
-def upper_product(factors, cols):
-    """W U^T for the N columns of W [matrices, rows]: column j becomes the sum over k >= j of u_jk w_k."""
-    N: tl.constexpr = len(cols)
-    product = ()
-    for j in tl.static_range(N):
-        total = field.multiply(field.broadcast(factors[j], j), cols[j])
-        for k in tl.static_range(j + 1, N):
-            total = field.multiply_add(field.broadcast(factors[k], j), cols[k], total)
-        product += (total,)
-    return product
+def solve(negated, vectors, UPPER: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """T^-1 applied to the N vectors; T is U if UPPER, L otherwise, or the transpose of that.
+
+    The sums run from the oldest solution to the newest: the last term alone waits for the step before.
+    """
+    N: tl.constexpr = len(vectors)
+    BACKWARD: tl.constexpr = UPPER != TRANSPOSED
+    FIRST: tl.constexpr = N - 1 if BACKWARD else 0
+    END: tl.constexpr = -1 if BACKWARD else N
+    STEP: tl.constexpr = -1 if BACKWARD else 1
+    if UPPER:
+        inverse_diagonal = field.negate(field.reciprocal(_diagonal(negated)))
+    solved = ()  # in the order of the steps
+    for i in tl.static_range(FIRST, END, STEP):
+        total = vectors[i]
+        for k in tl.static_range(FIRST, i, STEP):
+            total = field.multiply_add(_entry(negated, i, k, TRANSPOSED), solved[(k - FIRST) * STEP], total)
+        if UPPER:
+            total = field.multiply(field.broadcast(inverse_diagonal, i), total)
+        solved += (total,)
+    return solved[::STEP]
 
 
 @triton.jit
-def upper_solve(negated, inverse_diagonal, cols):
-    """W U^-T, column by column from the last; `negated` holds the columns of -U."""
-    N: tl.constexpr = len(cols)
-    solved = ()
-    for j in tl.static_range(N - 1, -1, -1):
-        total = cols[j]
-        for k in tl.static_range(N - 1, j, -1):
-            total = field.multiply_add(field.broadcast(negated[k], j), solved[k - j - 1], total)
-        newest = (field.multiply(field.broadcast(inverse_diagonal, j), total),)
-        solved = newest + solved
-    return solved
-
-
-@triton.jit
-def transposed_lower_solve(negated, rows):
-    """L^-T W, row by row from the last; `negated` holds the columns of -L."""
-    N: tl.constexpr = len(rows)
-    solved = ()
-    for i in tl.static_range(N - 1, -1, -1):
-        total = rows[i]
-        for k in tl.static_range(N - 1, i, -1):
-            total = field.multiply_add(field.broadcast(negated[i], k), solved[k - i - 1], total)
-        newest = (total,)
-        solved = newest + solved
-    return solved
-
-
-@triton.jit
-def merge(lower, upper):
-    """Columns that are `lower`'s strictly below the diagonal and `upper`'s on and above it."""
-    N: tl.constexpr = len(upper)
-    row = tl.arange(0, N)[None, :]
-    merged = ()
-    for j in tl.static_range(N):
-        merged += (field.where(row <= j, upper[j], lower[j]),)
-    return merged
-
-
-@triton.jit
-def diagonal(cols):
+def _diagonal(cols):
     """Entry i of every matrix's diagonal in lane i, from its columns."""
-    N: tl.constexpr = len(cols)
-    row = tl.arange(0, N)[None, :]
+    row = tl.arange(0, len(cols))[None, :]
     entries = cols[0]
-    for j in tl.static_range(1, N):
+    for j in tl.static_range(1, len(cols)):
         entries = field.where(row == j, cols[j], entries)
     return entries
 
 
 @triton.jit
-def negate_columns(cols):
-    """-W, column by column."""
+def merge_columns(lower, upper):
+    """Columns of the matrix that is `lower` strictly below the diagonal, `upper` on and above it."""
+    row = tl.arange(0, len(upper))[None, :]
+    merged = ()
+    for j in tl.static_range(len(upper)):
+        merged += (field.where(row > j, lower[j], upper[j]),)
+    return merged
+
+
+@triton.jit
+def merge_rows(lower, upper):
+    """Rows of the matrix that is `lower` strictly below the diagonal, `upper` on and above it."""
+    col = tl.arange(0, len(upper))[None, :]
+    merged = ()
+    for i in tl.static_range(len(upper)):
+        merged += (field.where(col < i, lower[i], upper[i]),)
+    return merged
+
+
+@triton.jit
+def negate(vectors):
+    """-W, vector by vector."""
     negated = ()
-    for j in tl.static_range(len(cols)):
-        negated += (field.negate(cols[j]),)
+    for j in tl.static_range(len(vectors)):
+        negated += (field.negate(vectors[j]),)
     return negated
 
 
 @triton.jit
-def identity_columns(like):
-    """The columns (or rows) of the identity, in the shape of those given."""
-    N: tl.constexpr = len(like)
-    lane = tl.arange(0, N)[None, :]
-    columns = ()
-    for j in tl.static_range(N):
-        columns += (field.where(lane == j, field.constant_like(like[j], 1.0), field.constant_like(like[j], 0.0)),)
-    return columns
+def zero_like(vectors):
+    """The zero matrix in the shape of those given."""
+    zeros = ()
+    for j in tl.static_range(len(vectors)):
+        zeros += (field.constant_like(vectors[j], 0.0),)
+    return zeros
+
+
+@triton.jit
+def identity_like(vectors):
+    """The identity in the shape of the matrices given."""
+    lane = tl.arange(0, len(vectors))[None, :]
+    identity = ()
+    for j in tl.static_range(len(vectors)):
+        zero = field.constant_like(vectors[j], 0.0)
+        identity += (field.where(lane == j, field.constant_like(vectors[j], 1.0), zero),)
+    return identity

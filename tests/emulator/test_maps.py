@@ -1,4 +1,4 @@
-"""The vjp kernels for at most 32 rows and columns as compiled: memory, races, traffic and registers.
+"""The kernels of vjp and jvp for at most 32 rows and columns as compiled: memory, races, traffic and registers.
 
 Runs in a process of its own, without Triton's interpreter and with `ptxrun` importable.
 """
@@ -13,6 +13,7 @@ from triton_lu_kernels import warp
 
 ptxrun = pytest.importorskip("ptxrun")
 
+MAPS = ["vjp", "jvp"]
 TARGETS = ["sm_80", "sm_90"]
 SCHEDULES = ["lockstep", "warps", "warps-reversed"]
 
@@ -44,85 +45,90 @@ def by_matrix(x):
 
 
 def problem(batch, shape, dtype, kinds=("gaussian",)):
-    """LU by columns, as torch makes it, pivots, and a gradient by rows."""
+    """LU by columns, as torch makes it, pivots, and an argument of a map by rows."""
     matrices = [ZOO[kinds[i % len(kinds)]].make(*shape, dtype, i) for i in range(batch)]
     LU, pivots, _ = torch.linalg.lu_factor_ex(torch.stack(matrices))
     generator = torch.Generator().manual_seed(1234)
     return by_column(LU), pivots, torch.randn(batch, *shape, dtype=dtype, generator=generator)
 
 
-def run(LU, pivots, G, out=None, *, matrices, num_warps, **options):
+def run(name, LU, pivots, X, out=None, *, matrices, num_warps, **options):
     """The result, in an output that held NaN before, and the report of the one launch."""
-    out = torch.empty(G.shape, dtype=G.dtype) if out is None else out
+    out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
     out.fill_(torch.nan)
     with ptxrun.device(**options) as reports:
-        warp.vjp(out, LU, pivots, G, matrices=matrices, num_warps=num_warps)
+        getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=num_warps)
     (report,) = reports
     return out, report
 
 
-def assert_agrees(out, LU, pivots, G):
-    error = reference.relative_error(out, reference.vjp(LU, pivots, G))
-    assert error <= reference.tolerance(G.dtype, max(G.shape[-2:]))
+def assert_agrees(out, name, LU, pivots, X):
+    error = reference.relative_error(out, getattr(reference, name)(LU, pivots, X))
+    assert error <= reference.tolerance(X.dtype, max(X.shape[-2:]))
 
 
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_correct_under_every_schedule(plan, target):
+def test_correct_under_every_schedule(name, plan, target):
     shape, dtype, matrices, num_warps = plan
     args = problem(2 * matrices + 1, shape, dtype)
     results = []
     for schedule in SCHEDULES:
         options = {"target": target, "schedule": schedule, "explicit_barriers": True}
-        out, report = run(*args, matrices=matrices, num_warps=num_warps, **options)
+        out, report = run(name, *args, matrices=matrices, num_warps=num_warps, **options)
         assert not report.errors
         assert not report.warnings
-        assert_agrees(out, *args)
+        assert_agrees(out, name, *args)
         results.append(out)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("plan", [((8, 8), torch.float32, 4, 1), ((32, 32), torch.float32, 1, 1)], ids=str)
-def test_regular_matrices(plan):
+def test_regular_matrices(name, plan):
     shape, dtype, matrices, num_warps = plan
     args = problem(len(REGULAR), shape, dtype, REGULAR)
-    out, _ = run(*args, matrices=matrices, num_warps=num_warps, target="sm_90")
-    assert_agrees(out, *args)
+    out, _ = run(name, *args, matrices=matrices, num_warps=num_warps, target="sm_90")
+    assert_agrees(out, name, *args)
 
 
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("layout", [by_row, by_column, by_matrix])
 @pytest.mark.parametrize("plan", [((4, 4), torch.complex64, 4, 1), ((20, 31), torch.float64, 1, 1)], ids=str)
-def test_layouts(plan, layout):
+def test_layouts(name, plan, layout):
     shape, dtype, matrices, num_warps = plan
-    LU, pivots, G = problem(5, shape, dtype)
+    LU, pivots, X = problem(5, shape, dtype)
     options = {"matrices": matrices, "num_warps": num_warps, "target": "sm_80"}
-    expected, _ = run(LU, pivots, G, **options)
-    for args in ((layout(LU), pivots, G), (LU, pivots, layout(G)), (LU, pivots, G, layout(expected.clone()))):
-        assert torch.equal(run(*args, **options)[0], expected)
-    once = G[:1, :1].expand_as(G)
-    assert torch.equal(run(LU, pivots, once, **options)[0], run(LU, pivots, once.clone(), **options)[0])
+    expected, _ = run(name, LU, pivots, X, **options)
+    for args in ((layout(LU), pivots, X), (LU, pivots, layout(X)), (LU, pivots, X, layout(expected.clone()))):
+        assert torch.equal(run(name, *args, **options)[0], expected)
+    once = X[:1, :1].expand_as(X)
+    assert torch.equal(run(name, LU, pivots, once, **options)[0], run(name, LU, pivots, once.clone(), **options)[0])
 
 
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("plan", FULL_PLANS, ids=str)
-def test_traffic(plan):
-    """Nothing is read twice, written twice or fetched in part; B by columns and G by rows are both coalesced."""
+def test_traffic(name, plan):
+    """Nothing is read twice, written twice or fetched in part; B by columns and X by rows are both coalesced."""
     shape, dtype, matrices, num_warps = plan
-    LU, pivots, G = args = problem(8 * matrices, shape, dtype)
-    _, report = run(*args, matrices=matrices, num_warps=num_warps, target="sm_90")
-    read = sum(x.nbytes for x in (LU, pivots, G))
+    LU, pivots, X = args = problem(8 * matrices, shape, dtype)
+    _, report = run(name, *args, matrices=matrices, num_warps=num_warps, target="sm_90")
+    read = sum(x.nbytes for x in (LU, pivots, X))
     assert report.unique_read <= 1.02 * read
-    assert report.unique_written <= 1.02 * G.nbytes
+    assert report.unique_written <= 1.02 * X.nbytes
     load, store = report.global_memory["load"], report.global_memory["store"]
-    assert load["bytes"] + store["bytes"] <= 1.1 * (read + G.nbytes)
+    assert load["bytes"] + store["bytes"] <= 1.1 * (read + X.nbytes)
     assert min(load["efficiency"], store["efficiency"]) >= 0.9
 
 
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("target", [*TARGETS, "sm_100"])
 @pytest.mark.parametrize("plan", [plan for plan in FULL_PLANS if plan[0] != (8, 8)], ids=str)
-def test_registers_suffice(plan, target):
+def test_registers_suffice(name, plan, target):
     shape, dtype, matrices, num_warps = plan
-    _, report = run(*problem(1, shape, dtype), matrices=matrices, num_warps=num_warps, target=target)
+    _, report = run(name, *problem(1, shape, dtype), matrices=matrices, num_warps=num_warps, target=target)
     # For sm_80 the size 32 kernel is four registers short of those that let twelve programs share a multiprocessor.
     accepted = 16 if (shape, target) == ((32, 32), "sm_80") else 0
     assert max(report.static["spill_stores"], report.static["spill_loads"]) <= accepted
@@ -140,11 +146,12 @@ def without_store_masks(ptx):
     return edited
 
 
+@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize(
     ("fault", "finding"), [(without_barriers, "race-shared"), (without_store_masks, "out-of-bounds")]
 )
-def test_planted_fault_is_found(fault, finding):
+def test_planted_fault_is_found(name, fault, finding):
     """The checks above can fail: without barriers between its warps, or without its masks, the kernel is caught."""
     args = problem(17, (8, 8), torch.float32)
-    _, report = run(*args, matrices=16, num_warps=4, target="sm_80", edit_ptx=fault, raise_errors=False)
+    _, report = run(name, *args, matrices=16, num_warps=4, target="sm_80", edit_ptx=fault, raise_errors=False)
     assert any(finding in str(error) for error in report.errors)

@@ -1,0 +1,108 @@
+"""Blocks of 16 x 16: the pieces of matrices that are too large for one row per lane, and what is done with one.
+
+A block is a field element of tensors [16, 16]. Products are dots; a solve is a product with an inverse, and `inverses`
+finds those of both triangles of two blocks at once. Block by block and by substitution that costs no accuracy.
+"""
+
+import triton
+import triton.language as tl
+
+from . import field, layout, substitution
+
+
+@triton.jit
+def load(
+    x_ptr,
+    strides,
+    shape,
+    batch,
+    ROW: tl.constexpr,
+    COL: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    DIAGONAL: tl.constexpr = 0.0,
+    source=None,
+):
+    """The block at (ROW, COL) of one matrix; its row i is row source[i] if `source` [1, 16] is given."""
+    tile = layout.load_tile(
+        x_ptr, strides, shape, batch, batch >= 0, 16, COMPONENTS, BY_COLUMN, RAGGED, DIAGONAL, ROW, COL, source
+    )
+    return layout.reshape(tile, (16, 16))
+
+
+@triton.jit
+def store(
+    x_ptr,
+    strides,
+    shape,
+    batch,
+    destination,
+    block,
+    ROW: tl.constexpr,
+    COL: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Writes the block at (ROW, COL), row i to row destination[i] of `destination` [1, 16] unless that is None."""
+    tile = layout.reshape(block, (1, 16, 16))
+    layout.store_tile(x_ptr, strides, shape, batch, batch >= 0, destination, tile, BY_COLUMN, RAGGED, ROW, COL)
+
+
+@triton.jit
+def inverses(first, second):
+    """L^-1 of two blocks, then U^-1 of both: substitution on the identity, one row of one block per lane."""
+    negated = substitution.negate(layout.unstack(layout.pair(first, second)))
+    identity = substitution.identity_like(negated)
+    lower = layout.stack(substitution.solve(negated, identity, UPPER=False, TRANSPOSED=True))
+    upper = layout.stack(substitution.solve(negated, identity, UPPER=True, TRANSPOSED=False))
+    return layout.unpair(lower) + layout.unpair(layout.transpose(upper))
+
+
+@triton.jit
+def merge(lower, upper):
+    """The block that is `lower` strictly below the diagonal, `upper` on and above it."""
+    index = tl.arange(0, 16)
+    return field.where(index[:, None] > index[None, :], lower, upper)
+
+
+@triton.jit
+def unit_lower(B):
+    """L of a block of B."""
+    index = tl.arange(0, 16)
+    one = field.constant_like(B, 1.0)
+    zero = field.constant_like(B, 0.0)
+    return merge(B, field.where(index[:, None] == index[None, :], one, zero))
+
+
+@triton.jit
+def upper(B):
+    """U of a block of B."""
+    return merge(field.constant_like(B, 0.0), B)
+
+
+@triton.jit
+def strictly_lower(B):
+    """L - I of a block of B."""
+    return merge(B, field.constant_like(B, 0.0))
+
+
+@triton.jit
+def adjoint(block):
+    """The conjugate transpose."""
+    return field.conjugate(layout.transpose(block))
+
+
+@triton.jit
+def vjp(B, L_inverse, U_inverse, W, PRECISION: tl.constexpr):
+    """L^-H (tril(L^H W, -1) + triu(W U^H)) U^-H of one block."""
+    lower_part = field.dot(adjoint(unit_lower(B)), W, PRECISION)
+    phi = merge(lower_part, field.dot(W, adjoint(upper(B)), PRECISION))
+    return field.dot(field.dot(adjoint(L_inverse), phi, PRECISION), adjoint(U_inverse), PRECISION)
+
+
+@triton.jit
+def jvp(B, L_inverse, U_inverse, E, PRECISION: tl.constexpr):
+    """L tril(M, -1) + triu(M) U, M = L^-1 E U^-1, of one block."""
+    M = field.dot(field.dot(L_inverse, E, PRECISION), U_inverse, PRECISION)
+    return merge(field.dot(unit_lower(B), strictly_lower(M), PRECISION), field.dot(upper(M), upper(B), PRECISION))

@@ -1,0 +1,151 @@
+"""The backward of LU and its forward mode for matrices of 17 to 32 rows or columns: four blocks of 16 x 16.
+
+    vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
+    jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
+
+Arguments, completion and memory effects are those of `warp`; here N = 32. By shuffles alone, whose number grows like
+N^2, these sizes would take twice the time of the memory traffic.
+
+Grid: one axis, one matrix per program. The blocked factorization
+
+    dB11 = jvp(dA11)    dU12 = L11^-1 (dA12 - dL11 U12)    dL21 = (dA21 - L21 dU11) U11^-1
+    dB22 = jvp(dA22 - dL21 U12 - L21 dU12)
+
+is followed for jvp, with dA = P^T E, and step by step transposed and backwards for vjp. The diagonal block that comes
+last is read twice: kept in registers, it would make others spill.
+
+What follows the inverses stands in a branch that is always taken. Passes of the compiler walk, for every dot and every
+access, through all connected operations of its region: in two regions they take half the time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import blocks, field, launch, permutation
+
+
+@triton.jit
+def _halves(pivots_ptr, strides, shape, batch):
+    """Where the rows of the upper half of X, and those of the lower half, lie in P X."""
+    destination = permutation.destinations(pivots_ptr, strides, shape, batch, batch >= 0, 32)
+    return tl.split(tl.permute(tl.reshape(destination, (1, 2, 16)), (0, 2, 1)))
+
+
+@triton.jit
+def vjp_halves_kernel(
+    out_ptr,
+    LU_ptr,
+    pivots_ptr,
+    G_ptr,
+    out_strides,
+    LU_strides,
+    pivots_strides,
+    G_strides,
+    shape,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    B11 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 0, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    B22 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
+    top, bottom = _halves(pivots_ptr, pivots_strides, shape, batch)
+    if shape[0] > 0:  # always: see above
+        G22 = blocks.load(G_ptr, G_strides, shape, batch, 16, 16, COMPONENTS, IN_BY_COLUMN, RAGGED)
+        X22 = blocks.vjp(B22, L22_inverse, U22_inverse, G22, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, bottom, X22, 16, 16, OUT_BY_COLUMN, RAGGED)
+
+        U12 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 16, COMPONENTS, LU_BY_COLUMN, RAGGED)
+        W21 = blocks.load(G_ptr, G_strides, shape, batch, 16, 0, COMPONENTS, IN_BY_COLUMN, RAGGED)
+        W21 = field.subtract(W21, field.dot(X22, blocks.adjoint(U12), PRECISION))
+        X21 = field.dot(W21, blocks.adjoint(U11_inverse), PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, bottom, X21, 16, 0, OUT_BY_COLUMN, RAGGED)
+
+        L21 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 0, COMPONENTS, LU_BY_COLUMN, RAGGED)
+        W12 = blocks.load(G_ptr, G_strides, shape, batch, 0, 16, COMPONENTS, IN_BY_COLUMN, RAGGED)
+        W12 = field.subtract(W12, field.dot(blocks.adjoint(L21), X22, PRECISION))
+        X12 = field.dot(blocks.adjoint(L11_inverse), W12, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, top, X12, 0, 16, OUT_BY_COLUMN, RAGGED)
+
+        W11 = blocks.load(G_ptr, G_strides, shape, batch, 0, 0, COMPONENTS, IN_BY_COLUMN, RAGGED)
+        lower = field.dot(X12, blocks.adjoint(U12), PRECISION)
+        W11 = field.subtract(W11, blocks.merge(lower, field.dot(blocks.adjoint(L21), X21, PRECISION)))
+        B11 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 0, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+        X11 = blocks.vjp(B11, L11_inverse, U11_inverse, W11, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, top, X11, 0, 0, OUT_BY_COLUMN, RAGGED)
+
+
+@triton.jit
+def jvp_halves_kernel(
+    out_ptr,
+    LU_ptr,
+    pivots_ptr,
+    E_ptr,
+    out_strides,
+    LU_strides,
+    pivots_strides,
+    E_strides,
+    shape,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    B11 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 0, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    B22 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
+    top, bottom = _halves(pivots_ptr, pivots_strides, shape, batch)
+    if shape[0] > 0:  # always: see above
+        A11 = blocks.load(E_ptr, E_strides, shape, batch, 0, 0, COMPONENTS, IN_BY_COLUMN, RAGGED, source=top)
+        X11 = blocks.jvp(B11, L11_inverse, U11_inverse, A11, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, None, X11, 0, 0, OUT_BY_COLUMN, RAGGED)
+
+        U12 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 16, COMPONENTS, LU_BY_COLUMN, RAGGED)
+        A12 = blocks.load(E_ptr, E_strides, shape, batch, 0, 16, COMPONENTS, IN_BY_COLUMN, RAGGED, source=top)
+        A12 = field.subtract(A12, field.dot(blocks.strictly_lower(X11), U12, PRECISION))
+        X12 = field.dot(L11_inverse, A12, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, None, X12, 0, 16, OUT_BY_COLUMN, RAGGED)
+
+        L21 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 0, COMPONENTS, LU_BY_COLUMN, RAGGED)
+        A21 = blocks.load(E_ptr, E_strides, shape, batch, 16, 0, COMPONENTS, IN_BY_COLUMN, RAGGED, source=bottom)
+        A21 = field.subtract(A21, field.dot(L21, blocks.upper(X11), PRECISION))
+        X21 = field.dot(A21, U11_inverse, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, None, X21, 16, 0, OUT_BY_COLUMN, RAGGED)
+
+        A22 = blocks.load(E_ptr, E_strides, shape, batch, 16, 16, COMPONENTS, IN_BY_COLUMN, RAGGED, source=bottom)
+        A22 = field.subtract(A22, field.dot(X21, U12, PRECISION))
+        A22 = field.subtract(A22, field.dot(L21, X12, PRECISION))
+        B22 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+        X22 = blocks.jvp(B22, L22_inverse, U22_inverse, A22, PRECISION)
+        blocks.store(out_ptr, out_strides, shape, batch, None, X22, 16, 16, OUT_BY_COLUMN, RAGGED)
+
+
+def vjp(out, LU, pivots, G, *, num_warps):
+    """`warp.vjp` for m or n from 17 to 32."""
+    _launch(vjp_halves_kernel, out, LU, pivots, G, num_warps)
+
+
+def jvp(out, LU, pivots, E, *, num_warps):
+    """`warp.jvp` for m or n from 17 to 32."""
+    _launch(jvp_halves_kernel, out, LU, pivots, E, num_warps)
+
+
+def _launch(kernel, out, LU, pivots, x, num_warps):
+    if out.numel() == 0:
+        return
+    args, constants = launch.arguments(out, LU, pivots, x, 32)
+    options = {"PRECISION": "ieee", "num_warps": num_warps}
+    if out.dtype in (torch.float32, torch.complex64):
+        options["PRECISION"] = "tf32x3"
+    if out.dtype == torch.float32:
+        # With 168 registers twelve one-warp programs fit on a multiprocessor instead of eight, and none is spilled.
+        options["maxnreg"] = 168
+    kernel[out.shape[:1]](*args, **constants, **options)

@@ -1,0 +1,263 @@
+"""The factorization kernel for at most 32 rows and columns, under Triton's interpreter."""
+
+import pytest
+import reference
+import torch
+from matrices import REGULAR, ZOO
+from triton_lu_kernels import factor
+
+from triton_lu import aten
+
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
+LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
+FINITE = [name for name in ZOO if name not in ("containing_nan", "containing_inf")]
+RESIDUAL_IN_EPS = 10.0
+"""Accepted |P^T A - L U| at size n, entry by entry, in units of n eps |L| |U|."""
+
+
+def batch_of(kinds, m, n, dtype):
+    """One matrix of each kind."""
+    return torch.stack([ZOO[kind].make(m, n, dtype, seed) for seed, kind in enumerate(kinds)])
+
+
+def by_row(x):
+    return x.contiguous()
+
+
+def by_column(x):
+    return x.mT.contiguous().mT
+
+
+def by_matrix(x):
+    """The batch varies fastest."""
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def sliced(x):
+    """Every second entry of a larger tensor along every dimension."""
+    large = torch.full([2 * size + 1 for size in x.shape], 7, dtype=x.dtype)
+    view = large[(slice(1, None, 2),) * x.ndim]
+    return view.copy_(x)
+
+
+def outputs(A, layout=by_column):
+    """LU full of NaN, pivots and infos full of -7."""
+    batch, m, n = A.shape
+    LU = layout(torch.full_like(A, torch.nan))
+    return LU, torch.full((batch, min(m, n)), -7, dtype=torch.int32), torch.full((batch,), -7, dtype=torch.int32)
+
+
+def run(A, out=None, *, pivot=True, matrices=4):
+    """The kernel's LU, pivots and infos."""
+    out = outputs(A) if out is None else out
+    factor.factor(*out, A, pivot=pivot, matrices=matrices, num_warps=1)
+    return out
+
+
+def residual(A, LU, pivots):
+    """The largest |P^T A - L U| over n eps |L| |U|. Where that bound is denormal, its spacing counts as the bound."""
+    m, n = A.shape[-2:]
+    L, U = reference.factors(LU)
+    L, U = L[..., :m, : min(m, n)], U[..., : min(m, n), :n]
+    permuted = reference.permutation_matrix(pivots, m, L.dtype).mT @ reference.double(A)
+    limits = torch.finfo(A.dtype)
+    bound = max(m, n) * limits.eps * (L.abs() @ U.abs()).clamp_min(limits.smallest_normal)
+    return ((permuted - L @ U).abs() / bound).max().item()
+
+
+def assert_factors(A, LU, pivots, infos):
+    """A small residual, multipliers of at most 1 (complex: sqrt 2) in modulus, valid pivots, true infos."""
+    assert residual(A, LU, pivots) <= RESIDUAL_IN_EPS
+    assert LU.tril(-1).abs().max() <= (1.5 if A.is_complex() else 1)
+    assert_valid(pivots, A.shape[1])
+    end = pivots.shape[1] + 1
+    zeros = LU.diagonal(dim1=-2, dim2=-1) == 0
+    assert torch.equal(infos.long(), torch.where(zeros, torch.arange(1, end), end).amin(-1) % end)
+
+
+def assert_valid(pivots, m):
+    """Every pivot names a row from its own on."""
+    assert (pivots >= torch.arange(1, pivots.shape[1] + 1)).all()
+    assert (pivots <= m).all()
+
+
+def assert_same(results, others):
+    """Equal bit by bit, NaN like NaN."""
+    for x, y in zip(results, others, strict=True):
+        assert torch.equal(x.isnan(), y.isnan())
+        assert torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
+def assert_agrees(A, results):
+    """LAPACK's pivots and infos, and its factors up to rounding."""
+    LU, pivots, infos = torch.linalg.lu_factor_ex(A)
+    assert torch.equal(results[1], pivots)
+    assert torch.equal(results[2], infos)
+    assert_factors(A, *results)
+    torch.testing.assert_close(results[0], LU, rtol=1e3 * torch.finfo(A.dtype).eps, atol=1e3 * torch.finfo(A.dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
+def test_small_shapes(shape, dtype):
+    A = torch.randn(5, *shape, dtype=dtype)
+    assert_agrees(A, run(A))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", LARGE_SHAPES, ids=str)
+def test_large_shapes(shape, dtype):
+    A = torch.randn(2, *shape, dtype=dtype)
+    assert_agrees(A, run(A))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
+def test_largest_shape_in_the_other_dtypes(dtype):
+    A = torch.randn(2, 32, 32, dtype=dtype)
+    assert_agrees(A, run(A))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 4), (7, 5), (5, 8), (24, 24)], ids=str)
+def test_zoo(shape, dtype):
+    """Singular and zero matrices, denormal and huge entries included."""
+    A = batch_of(FINITE, *shape, dtype)
+    LU, pivots, infos = run(A, matrices=16)
+    assert LU.isfinite().all()
+    assert_factors(A, LU, pivots, infos)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_growth_no_worse_than_lapack(dtype):
+    A = batch_of(REGULAR, 8, 8, dtype)
+    growth, lapack = (LU.triu().abs().amax((-2, -1)) for LU in (run(A, matrices=16)[0], torch.linalg.lu_factor(A)[0]))
+    assert (growth <= 1.01 * lapack).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_first_of_equal_moduli(dtype):
+    """First by the position it has then, not by the row it was once: after 1 ↔ 4 row 1 comes last."""
+    A = torch.tensor([[0, 2, 0, 1], [1, 1, 0, 0], [1, -1, 5, 0], [3, 2, 1, 0]], dtype=torch.float64)
+    A = torch.stack([A, A.flip(0), A.mT, -A.mT, torch.ones(4, 4), torch.eye(4)]).to(dtype)
+    A = torch.cat([A, 1j * A]) if A.is_complex() else A
+    _, pivots, infos = torch.linalg.lu_factor_ex(A)
+    results = run(A)
+    assert torch.equal(results[1], pivots)
+    assert torch.equal(results[2], infos)
+
+
+def test_complex_modulus_is_lapacks():
+    """|3 + 3i| < |4.5| but |re| + |im| is larger."""
+    A = torch.tensor([[[4.5, 1], [3 + 3j, 1]]], dtype=torch.complex64)
+    assert run(A)[1].tolist() == [[2, 2]]
+
+
+def test_double_moduli_that_differ_in_the_last_bits():
+    """Both words of 64 bits count, the lower one without a sign."""
+    column = 1 + torch.tensor([0, 2.0**-52, 2.0**-21, 2.0**-21 + 2.0**-52], dtype=torch.float64)
+    columns = torch.stack([column, column.flip(0), column.roll(1), -column.roll(2)])
+    A = torch.cat([columns[:, :, None], torch.randn(4, 4, 3, dtype=torch.float64)], dim=-1)
+    assert torch.equal(run(A)[1], torch.linalg.lu_factor(A)[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (5, 3), (3, 7), (16, 16)], ids=str)
+def test_without_pivoting(shape, dtype):
+    A = torch.randn(3, *shape, dtype=dtype) + 8 * torch.eye(*shape, dtype=dtype)
+    A[1, 0, 0] = 0
+    results, expected = run(A, pivot=False), aten.factor(A, False)
+    torch.testing.assert_close(results[0], expected[0], rtol=1e-4, atol=1e3 * torch.finfo(dtype).eps)
+    assert torch.equal(results[1], expected[1])
+    assert torch.equal(results[2], expected[2])
+
+
+@pytest.mark.parametrize("pivot", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+def test_zero_pivots(pivot, dtype):
+    """Integers, for which both computations are exact: a zero pivot divides nothing, and the first one is reported."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randint(-1, 2, (64, 3, 3), generator=generator).to(dtype)
+    expected = aten.factor(A, pivot)
+    assert len(set(expected[2].tolist())) == 4
+    for result, reference_result in zip(run(A, pivot=pivot, matrices=16), expected, strict=True):
+        assert torch.equal(result, reference_result)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("kind", ["containing_nan", "containing_inf", "everywhere"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 4), (7, 5), (3, 8)], ids=str)
+def test_nan_and_infinity_stay_in_their_matrix(shape, dtype, kind):
+    clean = torch.randn(4, *shape, dtype=dtype)
+    dirty = clean.clone()
+    dirty[1] = torch.nan if kind == "everywhere" else ZOO[kind].make(*shape, dtype, 0)
+    for pivot in (True, False):
+        before, after = (run(A, pivot=pivot) for A in (clean, dirty))
+        assert not after[0][1].isfinite().all()
+        assert_valid(after[1], shape[0])
+        assert ((after[2] >= 0) & (after[2] <= min(shape))).all()
+        assert_same([x[[0, 2, 3]] for x in after], [x[[0, 2, 3]] for x in before])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("layout", [by_row, by_column, by_matrix, sliced])
+@pytest.mark.parametrize("shape", [(4, 4), (6, 5)], ids=str)
+def test_strides(shape, layout, dtype):
+    A = torch.randn(3, *shape, dtype=dtype)
+    expected = run(A)
+    assert_agrees(A, expected)
+    assert_same(run(layout(A)), expected)
+    LU, pivots, infos = outputs(A, layout)
+    strided_pivots, strided_infos = (torch.stack([x, x], dim=-1)[..., 0] for x in (pivots, infos))
+    assert_same(run(A, (LU, strided_pivots, strided_infos)), expected)
+
+
+def test_output_written_only_where_it_should():
+    A = torch.randn(3, 5, 3)
+    out = tuple(map(sliced, outputs(A)))
+    run(A, out)
+    assert_agrees(A, out)
+    for x in out:
+        x.fill_(7)
+        assert (x._base == 7).all()
+
+
+@pytest.mark.parametrize("expand", [(1, 4, 4), (3, 1, 4), (3, 4, 1)], ids=str)
+def test_expanded(expand):
+    A = torch.randn(expand, dtype=torch.float64).expand(3, 4, 4)
+    assert_same(run(A), run(A.clone()))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)], ids=str)
+def test_empty(shape):
+    _, _, infos = run(torch.empty(shape))
+    assert not infos.any()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 7])
+def test_batch_not_a_multiple(batch):
+    A = torch.randn(batch, 3, 3)
+    assert_agrees(A, run(A))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (9, 2)], ids=str)
+def test_same_bits_in_any_batch(shape, dtype):
+    A = torch.randn(5, *shape, dtype=dtype)
+    together = run(A)
+    assert_same(run(A), together)
+    assert_same([x.flip(0) for x in run(A.flip(0))], together)
+    assert_same(run(A[3:4], matrices=1), [x[3:4] for x in together])
+
+
+def test_64_bit_offsets():
+    """The last entry lies 2^31 entries after the first, although every stride is below 2^31. (Memory that is never
+    touched is not occupied.)"""
+    storage = torch.empty(2**31 + 1, dtype=torch.float32)
+    for shape, strides in ((3, 1, 1), (2**30, 1, 1)), ((1, 3, 1), (1, 2**30, 1)), ((1, 1, 3), (1, 1, 2**30)):
+        A = torch.randn(shape)
+        _, pivots, infos = outputs(A)
+        out = storage.as_strided(shape, strides)
+        run(A, (out, pivots, infos))
+        assert_agrees(A, (out.clone(), pivots, infos))

@@ -1,0 +1,200 @@
+"""The kernels of vjp and jvp for at most 32 rows and columns, under Triton's interpreter."""
+
+import pytest
+import reference
+import torch
+from matrices import IRREGULAR, REGULAR, ZOO
+from triton_lu_kernels import warp
+
+MAPS = ["vjp", "jvp"]
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
+LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
+
+
+def problem(batch, m, n, dtype, kinds=("gaussian",)):
+    """LU, pivots and an argument X of a map: a batch of matrices of the given kinds in turn."""
+    matrices = [ZOO[kinds[i % len(kinds)]].make(m, n, dtype, i) for i in range(batch)]
+    LU, pivots, _ = torch.linalg.lu_factor_ex(torch.stack(matrices))
+    generator = torch.Generator().manual_seed(1234)
+    return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator)
+
+
+def run(name, LU, pivots, X, out=None, matrices=2):
+    """The map's result, in an output that held NaN before."""
+    if out is None:
+        out = torch.empty(X.shape, dtype=X.dtype)
+    getattr(warp, name)(out.fill_(torch.nan), LU, pivots, X, matrices=matrices, num_warps=1)
+    return out
+
+
+def assert_agrees(out, name, LU, pivots, X):
+    error = reference.relative_error(out, getattr(reference, name)(LU, pivots, X))
+    assert error <= reference.tolerance(X.dtype, max(X.shape[-2:]))
+
+
+def same_bits(x, y):
+    """Equality in which NaN equals NaN."""
+    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_small_shapes(name, shape, dtype):
+    args = problem(5, *shape, dtype)
+    assert_agrees(run(name, *args), name, *args)
+
+
+@pytest.mark.parametrize("shape", LARGE_SHAPES, ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_large_shapes(name, shape):
+    args = problem(1, *shape, torch.float32)
+    assert_agrees(run(name, *args, matrices=1), name, *args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_largest_shape_in_the_other_dtypes(name, dtype):
+    args = problem(1, 32, 32, dtype)
+    assert_agrees(run(name, *args, matrices=1), name, *args)
+
+
+def by_row(x):
+    return x.contiguous()
+
+
+def by_column(x):
+    return x.mT.contiguous().mT
+
+
+def by_matrix(x):
+    """The batch varies fastest."""
+    return x.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def sliced(x):
+    """Every second entry of a larger tensor along every dimension."""
+    large = torch.full([2 * size + 1 for size in x.shape], torch.nan, dtype=x.dtype)
+    view = large[1::2, 1::2, 1::2]
+    return view.copy_(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("layout", [by_row, by_column, by_matrix, sliced])
+@pytest.mark.parametrize("shape", [(4, 4), (6, 5)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_strides(name, shape, layout, dtype):
+    LU, pivots, X = problem(3, *shape, dtype)
+    expected = run(name, LU, pivots, X)
+    assert_agrees(expected, name, LU, pivots, X)
+    strided_pivots = torch.stack([pivots, pivots], dim=-1)[..., 0]
+    assert torch.equal(run(name, layout(LU), pivots, X), expected)
+    assert torch.equal(run(name, LU, strided_pivots, layout(X)), expected)
+    assert torch.equal(
+        run(name, LU, pivots, X, out=layout(expected).clone(memory_format=torch.preserve_format)), expected
+    )
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_output_written_only_where_it_should(name):
+    LU, pivots, X = problem(3, 5, 3, torch.float32)
+    surroundings = torch.full((7, 11, 7), 7.0)
+    out = surroundings[1:-1:2, 1::2, 1::2]
+    run(name, LU, pivots, X, out=out)
+    assert_agrees(out, name, LU, pivots, X)
+    out.fill_(7.0)
+    assert (surroundings == 7.0).all()
+
+
+@pytest.mark.parametrize("expand", [(-1, 1, 1), (-1, 1, 4), (-1, 4, 1), (1, 4, 4)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_expanded_argument(name, expand):
+    LU, pivots, X = problem(3, 4, 4, torch.float64)
+    expanded = X[tuple(slice(size if size > 0 else None) for size in expand)].expand(3, 4, 4)
+    assert torch.equal(run(name, LU, pivots, expanded), run(name, LU, pivots, expanded.clone()))
+    assert_agrees(run(name, LU, pivots, expanded), name, LU, pivots, expanded)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_expanded_factorization(name):
+    LU, pivots, _ = problem(1, 4, 4, torch.float64)
+    X = problem(3, 4, 4, torch.float64)[2]
+    LU, pivots = LU.expand(3, 4, 4), pivots.expand(3, 4)
+    assert_agrees(run(name, LU, pivots, X), name, LU, pivots, X)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_empty(name, shape):
+    X = torch.empty(shape)
+    pivots = torch.empty(shape[0], min(shape[1:]), dtype=torch.int32)
+    assert run(name, X, pivots, X).shape == X.shape
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 7])
+@pytest.mark.parametrize("name", MAPS)
+def test_batch_not_a_multiple(name, batch):
+    args = problem(batch, 3, 3, torch.float32)
+    assert_agrees(run(name, *args, matrices=4), name, *args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 4), (7, 5)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_regular_matrices(name, shape, dtype):
+    args = problem(len(REGULAR), *shape, dtype, REGULAR)
+    assert_agrees(run(name, *args, matrices=4), name, *args)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 32)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_regular_matrices_of_larger_size(name, shape):
+    args = problem(len(REGULAR), *shape, torch.float32, REGULAR)
+    assert_agrees(run(name, *args, matrices=4), name, *args)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("size", [4, 7])
+@pytest.mark.parametrize("name", MAPS)
+def test_irregular_matrices_leave_their_neighbours_alone(name, size, dtype):
+    regular = problem(len(IRREGULAR), size, size, dtype)
+    alone = run(name, *regular, matrices=4)
+    assert_agrees(alone, name, *regular)
+    irregular = problem(len(IRREGULAR), size, size, dtype, IRREGULAR)
+    mixed = [torch.stack([a, b], dim=1).flatten(0, 1) for a, b in zip(irregular, regular, strict=True)]
+    assert same_bits(run(name, *mixed, matrices=4)[1::2], alone)
+
+
+@pytest.mark.parametrize("size", [4, 32])
+@pytest.mark.parametrize("name", MAPS)
+def test_nan_in_one_argument(name, size):
+    LU, pivots, X = problem(4, size, size, torch.float32)
+    clean = run(name, LU, pivots, X, matrices=4)
+    X[1] = torch.nan
+    poisoned = run(name, LU, pivots, X, matrices=4)
+    assert poisoned[1].isnan().any()
+    assert torch.equal(poisoned[[0, 2, 3]], clean[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(4, 3), (9, 2), (17, 2)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_same_bits_in_any_batch(name, shape, dtype):
+    LU, pivots, X = problem(5, *shape, dtype)
+    together = run(name, LU, pivots, X, matrices=4)
+    assert torch.equal(run(name, LU, pivots, X, matrices=4), together)
+    assert torch.equal(run(name, LU.flip(0), pivots.flip(0), X.flip(0), matrices=4).flip(0), together)
+    assert torch.equal(run(name, LU[3:4], pivots[3:4], X[3:4], matrices=4), together[3:4])
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_64_bit_offsets(name):
+    """The last entry lies 2^31 entries after the first, although every stride is below 2^31. (Memory that is never
+    touched is not occupied.)"""
+    storage = torch.empty(2**31 + 1, dtype=torch.float32)
+    for shape, strides in ((3, 1, 1), (2**30, 1, 1)), ((1, 3, 1), (1, 2**30, 1)), ((1, 1, 3), (1, 1, 2**30)):
+        LU, pivots, X = problem(*shape, torch.float32)
+        out = storage.as_strided(X.shape, strides)
+        assert_agrees(run(name, LU, pivots, X, out=out).clone(), name, LU, pivots, X)
