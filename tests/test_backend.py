@@ -79,3 +79,39 @@ def test_triton_takes_batches_of_any_strides():
         with triton_lu.backend("triton"):
             ours = torch.ops.triton_lu.vjp(*args)
         torch.testing.assert_close(ours, torch.ops.triton_lu.vjp(*args))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "pivot"),
+    [
+        ((3, 3), torch.complex128, True),
+        ((2, 4, 2), torch.float64, True),
+        ((2, 3), torch.float64, False),
+        ((2, 1, 1), torch.complex128, False),
+    ],
+    ids=str,
+)
+def test_derivatives_on_the_kernels(shape, dtype, pivot):
+    """Factorization, backward, tangent and second derivatives with every operator on a kernel."""
+    A = torch.randn(shape, dtype=dtype)
+    A = (A if pivot else A + 4 * torch.eye(*shape[-2:], dtype=dtype)).requires_grad_()
+    with triton_lu.backend("triton"):
+
+        def factor(A):
+            return triton_lu.lu(A, pivot=pivot, get_infos=True)[0]
+
+        assert torch.autograd.gradcheck(factor, A, check_forward_ad=True, fast_mode=True)
+        assert torch.autograd.gradgradcheck(factor, A, check_fwd_over_rev=True, fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (2, 17, 9), (0, 3), (3, 0)], ids=str)
+@pytest.mark.parametrize("pivot", [True, False])
+def test_factorization_on_the_kernel_is_that_of_aten(shape, pivot):
+    A = torch.randn(shape, dtype=torch.float64) + (0 if pivot else 9 * torch.eye(*shape[-2:]))
+    expected = triton_lu.lu(A, pivot=pivot, get_infos=True)
+    with triton_lu.backend("triton"):
+        ours = triton_lu.lu(A, pivot=pivot, get_infos=True)
+    torch.testing.assert_close(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+    assert torch.equal(ours[2], expected[2])
+    assert [x.stride() for x in ours] == [x.stride() for x in expected]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
+from triton_lu.storage import empty_column_major, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,12 +30,6 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     zero_pivots = torch.where(LU.diagonal(dim1=-2, dim2=-1) == 0, step, k + 1)
     infos = zero_pivots.amin(-1).remainder_(k + 1) if k else pivots.new_zeros(A.shape[:-2])
     return LU, pivots, infos
-
-
-def empty_column_major(A: Tensor) -> Tensor:
-    """An uninitialized tensor like A with the layout of LAPACK; no view, which autograd would treat as one."""
-    order = (*range(A.ndim - 2), A.ndim - 1, A.ndim - 2)
-    return torch.empty_permuted(A.shape, order, dtype=A.dtype, device=A.device)
 
 
 def eliminate_(A: Tensor) -> None:
@@ -114,7 +109,7 @@ def _follow_links(pivots: Tensor, m: int) -> Tensor:
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
-    X = torch.empty_like(G, memory_format=torch.contiguous_format)
+    X = empty_row_major(G)
     if X.numel() == 0:
         return X
     m, n = G.shape[-2:]
@@ -134,7 +129,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
-    dB = torch.empty_like(E, memory_format=torch.contiguous_format)
+    dB = empty_row_major(E)
     if dB.numel() == 0:
         return dB
     m, n = E.shape[-2:]

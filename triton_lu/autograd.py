@@ -125,7 +125,7 @@ for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRu
 
 def flat(X: Tensor) -> Tensor:
     """X as [batch, m, n]."""
-    return X.reshape(-1, *X.shape[-2:])
+    return X.reshape(X.shape[:-2].numel(), *X.shape[-2:])
 
 
 def row_order(pivots: Tensor, LU: Tensor) -> Tensor:
@@ -135,8 +135,9 @@ def row_order(pivots: Tensor, LU: Tensor) -> Tensor:
 
 def permute_rows(Y: Tensor, order: Tensor) -> Tensor:
     """Pᵀ Y as [batch, m, n]."""
-    m, n = Y.shape[-2:]
-    return Y.reshape(-1, n).index_select(0, order).view(-1, m, n)
+    *_, m, n = Y.shape
+    batch = Y.shape[:-2].numel()
+    return Y.reshape(batch * m, n).index_select(0, order).view(batch, m, n)
 
 
 class Step:

@@ -23,8 +23,8 @@ def backend(choice: str) -> Iterator[None]:
     Args:
         choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
             none. "triton": the kernels, on whatever tensors they are given (also CPU tensors under Triton's
-            interpreter); a map for which there is no kernel raises NotImplementedError. "aten": ATen operations on
-            any device. The factorization has no kernel of its own: it is ATen's under every choice.
+            interpreter); a derivative for which there is no kernel raises NotImplementedError. "aten": ATen
+            operations on any device. Factorizations without a kernel are ATen's under every choice.
 
     Raises:
         ValueError: for any other choice.

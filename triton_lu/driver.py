@@ -1,44 +1,69 @@
-"""The maps on Triton kernels: turns operator arguments into launches as planned."""
+"""The operators on Triton kernels: turns their arguments into launches as planned."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import warp
 
 from triton_lu import plan
+from triton_lu.storage import empty_column_major, empty_row_major
+
+
+def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A -> (LU, pivots, infos)."""
+    chosen = _planned("factor", A)
+    *batch, m, n = A.shape
+    LU = empty_column_major(A)
+    pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
+    infos = A.new_empty(batch, dtype=torch.int32)
+    if A.numel() == 0:
+        return LU, pivots, infos.zero_()
+    with torch.cuda.device_of(A):
+        factor_kernel.factor(
+            _flat(LU, 2),
+            _flat(pivots, 1),
+            _flat(infos, 0),
+            _flat(A, 2),
+            pivot=pivot,
+            matrices=chosen.matrices,
+            num_warps=chosen.num_warps,
+        )
+    return LU, pivots, infos
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
-    out = torch.empty_like(G, memory_format=torch.contiguous_format)
-    m, n = G.shape[-2:]
-    chosen = plan.kernel("vjp", m, n, G.dtype)
-    if chosen is None:
-        raise _no_kernel("vjp", G)
-    with torch.cuda.device_of(G):
-        warp.vjp(
-            _flat(out, 2),
-            _flat(LU, 2),
-            _flat(pivots, 1),
-            _flat(G, 2),
-            matrices=chosen.matrices,
-            num_warps=chosen.num_warps,
-        )
-    return out
+    return _map("vjp", warp.vjp, LU, pivots, G)
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹."""
-    raise _no_kernel("jvp", E)
+    return _map("jvp", warp.jvp, LU, pivots, E)
+
+
+def _map(name: str, launch: Callable[..., None], LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
+    chosen = _planned(name, X)
+    out = empty_row_major(X)
+    arguments = (_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2))
+    with torch.cuda.device_of(X):
+        launch(*arguments, matrices=chosen.matrices, num_warps=chosen.num_warps)
+    return out
+
+
+def _planned(name: str, X: Tensor) -> plan.Warp:
+    m, n = X.shape[-2:]
+    chosen = plan.kernel(name, m, n, X.dtype)
+    if chosen is None:
+        raise NotImplementedError(
+            f"`{name}` has no Triton kernel for {m}×{n} matrices of {X.dtype}; "
+            "use `triton_lu.backend('auto')` or 'aten'"
+        )
+    return chosen
 
 
 def _flat(X: Tensor, dims: int) -> Tensor:
     """X with one batch dimension before its last `dims`: a view, unless the batch dimensions have no common stride."""
     batch = X.shape[: X.ndim - dims]
     return X.reshape(batch.numel(), *X.shape[X.ndim - dims :])
-
-
-def _no_kernel(name: str, X: Tensor) -> NotImplementedError:
-    m, n = X.shape[-2:]
-    return NotImplementedError(
-        f"`{name}` has no Triton kernel for {m}×{n} matrices of {X.dtype}; use `triton_lu.backend('auto')` or 'aten'"
-    )

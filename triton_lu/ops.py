@@ -5,6 +5,7 @@ registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, ev
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from triton_lu import aten, plan
 from triton_lu.backend import current
+from triton_lu.storage import empty_column_major
 
 _library = torch.library.Library("triton_lu", "DEF")
 
@@ -34,7 +36,7 @@ torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers m
 
 def _factor_shapes(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     *batch, m, n = A.shape
-    LU = aten.empty_column_major(A)
+    LU = empty_column_major(A)
     pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
     return LU, pivots, A.new_empty(batch, dtype=torch.int32)
 
@@ -65,37 +67,40 @@ for _name, _fake in _shapes.items():
 # Implementations
 
 
-def _run_factor(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def _by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
+    """Whether the backend in force means Triton for this problem."""
+    choice = current()
+    return choice == "triton" or (choice == "auto" and on_cuda and _has_kernel(name, X))
+
+
+def _has_kernel(name: str, X: Tensor) -> bool:
+    m, n = X.shape[-2:]
+    return plan.kernel(name, m, n, X.dtype) is not None
+
+
+def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor, Tensor, Tensor]:
+    if _by_kernel("factor", A, on_cuda) and _has_kernel("factor", A):
+        from triton_lu import driver  # imports Triton
+
+        return driver.factor(A, pivot)
     return aten.factor(A, pivot)
 
 
-def _run_map(name: str, automatic: Callable[..., bool]) -> Callable[..., Tensor]:
-    """`vjp` or `jvp` on the backend in force; `automatic` tells whether "auto" means Triton."""
+def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
+    """`vjp` or `jvp`."""
+    if _by_kernel(name, X, on_cuda):
+        from triton_lu import driver
 
-    def run(LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
-        choice = current()
-        if choice == "triton" or (choice == "auto" and automatic(name, *X.shape[-2:], X.dtype)):
-            from triton_lu import driver  # imports Triton
-
-            return getattr(driver, name)(LU, pivots, X)
-        return getattr(aten, name)(LU, pivots, X)
-
-    return run
+        return getattr(driver, name)(LU, pivots, X)
+    return getattr(aten, name)(LU, pivots, X)
 
 
-def _never(*_: Any) -> bool:
-    return False
-
-
-def _where_there_is_a_kernel(*problem: Any) -> bool:
-    return plan.kernel(*problem) is not None
-
-
-for _key, _automatic in (("CPU", _never), ("CUDA", _where_there_is_a_kernel)):
-    _library.impl("factor", _run_factor, _key)
+for _key in ("CPU", "CUDA"):
+    _on_cuda = _key == "CUDA"
+    _library.impl("factor", partial(_run_factor, on_cuda=_on_cuda), _key)
     _library.impl("permutation", aten.permutation, _key)
     for _name in ("vjp", "jvp"):
-        _library.impl(_name, _run_map(_name, _automatic), _key)
+        _library.impl(_name, partial(_run_map, name=_name, on_cuda=_on_cuda), _key)
 
 
 def _check(infos: Tensor, name: str) -> None:

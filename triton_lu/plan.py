@@ -77,14 +77,18 @@ class Warp:
 
 
 def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | None:
-    """The Triton kernel of a map for matrices of m×n, or None where there is none.
+    """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
-    Estimated times on an H100 over those of the memory traffic (n, float32 / float64 / complex64 / complex128):
-    4: 1.0 / 1.0 / 1.0 / 1.0;  8: 1.0 / 1.0 / 1.0 / 1.0;  16: 1.1 / 1.1 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0.
+    Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
+    vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
+    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.3 / 1.0 / 1.8, the last compiled in minutes: left to ATen.
     """
     largest = max(m, n)
-    if name != "vjp" or largest > 32:
+    if largest > 32 or (name == "factor" and largest > 16 and dtype == torch.complex128):
         return None
+    if name == "factor":
+        size = max(2, 1 << (largest - 1).bit_length())
+        return Warp(matrices=128 // size, num_warps=4)
     if largest > 16:
         return Warp(matrices=1, num_warps=1)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them

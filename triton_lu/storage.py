@@ -1,0 +1,15 @@
+"""Layouts of results, the same for every implementation and for tracing."""
+
+import torch
+from torch import Tensor
+
+
+def empty_column_major(A: Tensor) -> Tensor:
+    """An uninitialized tensor like A with the layout of LAPACK; no view, which autograd would treat as one."""
+    order = (*range(A.ndim - 2), A.ndim - 1, A.ndim - 2)
+    return torch.empty_permuted(A.shape, order, dtype=A.dtype, device=A.device)
+
+
+def empty_row_major(A: Tensor) -> Tensor:
+    """An uninitialized tensor like A, contiguous."""
+    return torch.empty_like(A, memory_format=torch.contiguous_format)
