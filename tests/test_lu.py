@@ -115,6 +115,17 @@ def test_bad_values_stay_in_their_matrix(pivot, value):
     assert not LU[4].isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 256, 256), (3, 512, 300), (0, 300, 300)], ids=str)
+def test_batches_of_large_matrices_on_several_threads(shape):
+    """Where PyTorch itself returns wrong factors once the number of threads has been set."""
+    torch.set_num_threads(2)
+    A = torch.randn(shape)
+    LU, pivots, infos = triton_lu.lu(A, get_infos=True)
+    assert residual(A, LU, pivots) < min(shape[-2:])
+    expected = torch.linalg.lu_factor_ex(torch.empty(shape, device="meta"))
+    assert [x.stride() for x in (LU, pivots, infos)] == [x.stride() for x in expected]
+
+
 class TestErrors:
     def test_singular_names_element_and_pivot(self):
         A = torch.randn(2, 3, 4, 4)

@@ -19,16 +19,27 @@ from triton_lu.storage import empty_column_major, empty_row_major
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
+    *batch, m, n = A.shape
+    k = min(m, n)
     if pivot:
-        return tuple(torch.linalg.lu_factor_ex(A))
+        return _factor_one_by_one(A) if plan.one_by_one(A) else tuple(torch.linalg.lu_factor_ex(A))
     LU = empty_column_major(A).copy_(A)
     if LU.numel():
         eliminate_(LU)
-    k = min(A.shape[-2:])
     step = torch.arange(1, k + 1, dtype=torch.int32, device=A.device)
-    pivots = step.expand(*A.shape[:-2], k).contiguous()
+    pivots = step.expand(*batch, k).contiguous()
     zero_pivots = torch.where(LU.diagonal(dim1=-2, dim2=-1) == 0, step, k + 1)
-    infos = zero_pivots.amin(-1).remainder_(k + 1) if k else pivots.new_zeros(A.shape[:-2])
+    infos = zero_pivots.amin(-1).remainder_(k + 1) if k else pivots.new_zeros(batch)
+    return LU, pivots, infos
+
+
+def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    *batch, m, n = A.shape
+    LU = empty_column_major(A)
+    pivots, infos = (A.new_empty(shape, dtype=torch.int32) for shape in ((*batch, min(m, n)), batch))
+    results = (LU.flatten(0, -3), pivots.flatten(0, -2), infos.flatten())
+    for matrix, *result in zip(A.flatten(0, -3), *results, strict=True):
+        torch.linalg.lu_factor_ex(matrix, out=result)
     return LU, pivots, infos
 
 
@@ -122,8 +133,10 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         result = torch.empty_like(X)
         torch.index_select(flat, 0, origin, out=result.view(-1, n))
         return result
+    workspace = flat.new_empty(len(flat), plan.PANEL)
     for panel in flat.split(plan.PANEL, dim=-1):  # in place: a second copy would be half of the memory of a backward
-        panel.copy_(panel.index_select(0, origin))
+        permuted = workspace[:, : panel.shape[-1]]
+        panel.copy_(torch.index_select(panel, 0, origin, out=permuted))
     return X
 
 
@@ -180,9 +193,17 @@ def _adjoint(X: Tensor) -> Tensor:
     return X.mT.conj_physical()
 
 
-def _minus_product(C: Tensor, A: Tensor, B: Tensor, terms: int) -> Tensor:
+def _workspace(W: Tensor, width: int) -> Tensor:
+    """Room for one block row of W: fresh memory for each of them would cost as much as the products (page faults)."""
+    return W.new_empty(W.numel() // W.shape[-1] // W.shape[-2] * width * max(W.shape[-2:]))
+
+
+def _minus_product(C: Tensor, A: Tensor, B: Tensor, terms: int, workspace: Tensor | None = None) -> Tensor:
     """C - A B, summed in pieces of so many terms: rounding errors grow with the number of pieces, not of terms."""
-    C = C.clone(memory_format=torch.contiguous_format)
+    if workspace is None:
+        C = C.clone(memory_format=torch.contiguous_format)
+    else:
+        C = workspace[: C.numel()].view(C.shape).copy_(C)
     subtract_product_ = C.addmm_ if C.ndim == 2 else C.baddbmm_
     for A_piece, B_piece in zip(A.split(terms, dim=-1), B.split(terms, dim=-2), strict=True):
         subtract_product_(A_piece, B_piece, alpha=-1)
@@ -198,11 +219,12 @@ def _invert(T: Tensor, *, upper: bool, unit: bool) -> Tensor:
 def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards."""
     m, n = W.shape[-2:]
+    workspace = _workspace(W, sweep.blocks[0])
     for J, R in reversed(list(_diagonal_blocks(min(m, n), sweep.blocks[0]))):
         W11, B11H = W[..., J, J], _adjoint(B[..., J, J])
         if J.stop < max(m, n):
-            _vjp_block_row_(W, B, J, R, sweep, unit=True)
-            _vjp_block_row_(W.mT, B.mT, J, R, sweep, unit=False)
+            _vjp_block_row_(W, B, J, R, sweep, workspace, unit=True)
+            _vjp_block_row_(W.mT, B.mT, J, R, sweep, workspace, unit=False)
             lower = _minus_product(W11, W[..., J, R], _adjoint(B[..., J, R]), sweep.terms)
             upper = _minus_product(W11, _adjoint(B[..., R, J]), W[..., R, J], sweep.terms)
             torch.add(lower.tril_(-1), upper.triu_(), out=W11)
@@ -214,9 +236,11 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             W11.copy_(solve_triangular(B11H, X, upper=True, unitriangular=True))
 
 
-def _vjp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, *, unit: bool) -> None:
+def _vjp_block_row_(
+    W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, workspace: Tensor, *, unit: bool
+) -> None:
     """W₁₂ -> L₁₁⁻ᴴ (W₁₂ - L₂₁ᴴ S), where S = W[R, R] is final; on transposes, the same for W₂₁ and U."""
-    W12 = _minus_product(W[..., J, R], _adjoint(B[..., R, J]), W[..., R, R], sweep.terms)
+    W12 = _minus_product(W[..., J, R], _adjoint(B[..., R, J]), W[..., R, R], sweep.terms, workspace)
     L11H = _adjoint(B[..., J, J])
     if sweep.invert:
         torch.matmul(_invert(L11H, upper=True, unit=unit), W12, out=W[..., J, R])
