@@ -5,12 +5,12 @@ Runs in a process of its own, without Triton's interpreter and with `ptxrun` imp
 
 import re
 
+import ptxrun
 import pytest
 import torch
+from layouts import by_column, by_matrix, by_row
 from matrices import ZOO
 from triton_lu_kernels import factor
-
-ptxrun = pytest.importorskip("ptxrun")
 
 TARGETS = ["sm_80", "sm_90"]
 SCHEDULES = ["lockstep", "warps", "warps-reversed"]
@@ -27,18 +27,6 @@ PLANS = [
     ((32, 32), torch.float32, 4, 4),
 ]
 FULL_PLANS = [plan for plan in PLANS if plan[0][0] == plan[0][1] > 1]
-
-
-def by_row(x):
-    return x.contiguous()
-
-
-def by_column(x):
-    return x.mT.contiguous().mT
-
-
-def by_matrix(x):
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 def run(A, layout=by_column, *, pivot=True, matrices, num_warps, **options):

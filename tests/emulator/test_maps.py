@@ -5,13 +5,13 @@ Runs in a process of its own, without Triton's interpreter and with `ptxrun` imp
 
 import re
 
+import ptxrun
 import pytest
 import reference
 import torch
+from layouts import by_column, by_matrix, by_row
 from matrices import REGULAR, ZOO
 from triton_lu_kernels import warp
-
-ptxrun = pytest.importorskip("ptxrun")
 
 MAPS = ["vjp", "jvp"]
 TARGETS = ["sm_80", "sm_90"]
@@ -30,18 +30,6 @@ PLANS = [
     ((20, 31), torch.float64, 1, 1),
 ]
 FULL_PLANS = [plan for plan in PLANS if plan[0][0] == plan[0][1] > 1]
-
-
-def by_row(x):
-    return x.contiguous()
-
-
-def by_column(x):
-    return x.mT.contiguous().mT
-
-
-def by_matrix(x):
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 def problem(batch, shape, dtype, kinds=("gaussian",)):

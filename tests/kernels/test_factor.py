@@ -3,6 +3,7 @@
 import pytest
 import reference
 import torch
+from layouts import by_column, by_matrix, by_row, sliced
 from matrices import REGULAR, ZOO
 from triton_lu_kernels import factor
 
@@ -19,26 +20,6 @@ RESIDUAL_IN_EPS = 10.0
 def batch_of(kinds, m, n, dtype):
     """One matrix of each kind."""
     return torch.stack([ZOO[kind].make(m, n, dtype, seed) for seed, kind in enumerate(kinds)])
-
-
-def by_row(x):
-    return x.contiguous()
-
-
-def by_column(x):
-    return x.mT.contiguous().mT
-
-
-def by_matrix(x):
-    """The batch varies fastest."""
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
-
-
-def sliced(x):
-    """Every second entry of a larger tensor along every dimension."""
-    large = torch.full([2 * size + 1 for size in x.shape], 7, dtype=x.dtype)
-    view = large[(slice(1, None, 2),) * x.ndim]
-    return view.copy_(x)
 
 
 def outputs(A, layout=by_column):
@@ -215,7 +196,7 @@ def test_strides(shape, layout, dtype):
 
 def test_output_written_only_where_it_should():
     A = torch.randn(3, 5, 3)
-    out = tuple(map(sliced, outputs(A)))
+    out = tuple(sliced(x, filler=7) for x in outputs(A))
     run(A, out)
     assert_agrees(A, out)
     for x in out:

@@ -3,6 +3,7 @@
 import pytest
 import reference
 import torch
+from layouts import by_column, by_matrix, by_row, sliced
 from matrices import IRREGULAR, REGULAR, ZOO
 from triton_lu_kernels import warp
 
@@ -58,26 +59,6 @@ def test_large_shapes(name, shape):
 def test_largest_shape_in_the_other_dtypes(name, dtype):
     args = problem(1, 32, 32, dtype)
     assert_agrees(run(name, *args, matrices=1), name, *args)
-
-
-def by_row(x):
-    return x.contiguous()
-
-
-def by_column(x):
-    return x.mT.contiguous().mT
-
-
-def by_matrix(x):
-    """The batch varies fastest."""
-    return x.movedim(0, -1).contiguous().movedim(-1, 0)
-
-
-def sliced(x):
-    """Every second entry of a larger tensor along every dimension."""
-    large = torch.full([2 * size + 1 for size in x.shape], torch.nan, dtype=x.dtype)
-    view = large[1::2, 1::2, 1::2]
-    return view.copy_(x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
