@@ -194,8 +194,10 @@ def _adjoint(X: Tensor) -> Tensor:
 
 
 def _workspace(W: Tensor, width: int) -> Tensor:
-    """Room for one block row of W: fresh memory for each of them would cost as much as the products (page faults)."""
-    return W.new_empty(W.numel() // W.shape[-1] // W.shape[-2] * width * max(W.shape[-2:]))
+    """Room for the longest block row of W: fresh memory for each would cost as much as the products (page faults)."""
+    *batch, m, n = W.shape
+    width = min(width, m, n)
+    return W.new_empty(math.prod(batch) * width * (max(m, n) - width))
 
 
 def _minus_product(C: Tensor, A: Tensor, B: Tensor, terms: int, workspace: Tensor | None = None) -> Tensor:
