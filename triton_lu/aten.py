@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
-from triton_lu.storage import empty_column_major, empty_row_major
+from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,7 +22,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     *batch, m, n = A.shape
     k = min(m, n)
     if pivot:
-        return _factor_one_by_one(A) if plan.one_by_one(A) else tuple(torch.linalg.lu_factor_ex(A))
+        return _factor_one_by_one(A) if plan.one_by_one(A.shape, A.device.type) else tuple(torch.linalg.lu_factor_ex(A))
     LU = empty_column_major(A).copy_(A)
     if LU.numel():
         eliminate_(LU)
@@ -34,9 +34,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    *batch, m, n = A.shape
-    LU = empty_column_major(A)
-    pivots, infos = (A.new_empty(shape, dtype=torch.int32) for shape in ((*batch, min(m, n)), batch))
+    LU, pivots, infos = empty_factors(A)
     results = (LU.flatten(0, -3), pivots.flatten(0, -2), infos.flatten())
     for matrix, *result in zip(A.flatten(0, -3), *results, strict=True):
         torch.linalg.lu_factor_ex(matrix, out=result)

@@ -8,18 +8,13 @@ from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import warp
 
 from triton_lu import plan
-from triton_lu.storage import empty_column_major, empty_row_major
+from triton_lu.storage import empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
     chosen = _planned("factor", A)
-    *batch, m, n = A.shape
-    LU = empty_column_major(A)
-    pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
-    infos = A.new_empty(batch, dtype=torch.int32)
-    if A.numel() == 0:
-        return LU, pivots, infos.zero_()
+    LU, pivots, infos = empty_factors(A)
     with torch.cuda.device_of(A):
         factor_kernel.factor(
             _flat(LU, 2),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triton_lu import aten, plan
 from triton_lu.backend import current
-from triton_lu.storage import empty_column_major
+from triton_lu.storage import empty_factors, empty_row_major
 
 _library = torch.library.Library("triton_lu", "DEF")
 
@@ -35,14 +35,11 @@ torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers m
 
 
 def _factor_shapes(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    *batch, m, n = A.shape
-    LU = empty_column_major(A)
-    pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
-    return LU, pivots, A.new_empty(batch, dtype=torch.int32)
+    return empty_factors(A)
 
 
 def _map_shapes(LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
-    return X.new_empty(X.shape)
+    return empty_row_major(X)
 
 
 def _permutation_shapes(pivots: Tensor, m: int) -> Tensor:
@@ -67,7 +64,7 @@ for _name, _fake in _shapes.items():
 # Implementations
 
 
-def _by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
+def by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
     """Whether the backend in force means Triton for this problem."""
     choice = current()
     return choice == "triton" or (choice == "auto" and on_cuda and _has_kernel(name, X))
@@ -79,7 +76,7 @@ def _has_kernel(name: str, X: Tensor) -> bool:
 
 
 def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor, Tensor, Tensor]:
-    if _by_kernel("factor", A, on_cuda) and _has_kernel("factor", A):
+    if by_kernel("factor", A, on_cuda) and _has_kernel("factor", A):
         from triton_lu import driver  # imports Triton
 
         return driver.factor(A, pivot)
@@ -88,7 +85,7 @@ def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor
 
 def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
     """`vjp` or `jvp`."""
-    if _by_kernel(name, X, on_cuda):
+    if by_kernel(name, X, on_cuda):
         from triton_lu import driver
 
         return getattr(driver, name)(LU, pivots, X)

@@ -1,6 +1,7 @@
 """Which algorithm serves which problem: every threshold of the package is here.
 
-Plans are pure functions of shape and dtype and nothing else, so that the same problem always runs the same way.
+Plans are pure functions of shape, dtype and kind of device and nothing else: the same problem always runs the same
+way.
 """
 
 from dataclasses import dataclass, replace
@@ -54,13 +55,13 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
     return Sweep(blocks=(64,), invert=True, terms=256 if dtype == torch.float32 else ALL_TERMS)
 
 
-def one_by_one(A: torch.Tensor) -> bool:
+def one_by_one(shape: torch.Size, device: str) -> bool:
     """Whether LAPACK factors the matrices of a batch in calls of their own.
 
     After `torch.set_num_threads` the batched call returns wrong pivots and factors for matrices that MKL factors in
     parallel (float32 from 256×256 on, others from about 400; torch 2.15, oneMKL 2024.2), with no error.
     """
-    return A.device.type == "cpu" and A.ndim > 2 and max(A.shape[-2:]) >= 192
+    return device == "cpu" and len(shape) > 2 and max(shape[-2:]) >= 192
 
 
 def permutation(batch: int, k: int, device: str) -> str:

@@ -13,3 +13,10 @@ def empty_column_major(A: Tensor) -> Tensor:
 def empty_row_major(A: Tensor) -> Tensor:
     """An uninitialized tensor like A, contiguous."""
     return torch.empty_like(A, memory_format=torch.contiguous_format)
+
+
+def empty_factors(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialized LU, pivots and infos of A."""
+    *batch, m, n = A.shape
+    pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
+    return empty_column_major(A), pivots, A.new_empty(batch, dtype=torch.int32)

@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from . import field, layout
+from . import field, launch, layout
 
 
 @triton.jit
@@ -151,8 +151,8 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, num_warps):
         N=N,
         MATRICES=matrices,
         COMPONENTS=2 if A.is_complex() else 1,
-        LU_BY_COLUMN=LU.stride(1) < LU.stride(2),
-        A_BY_COLUMN=A.stride(1) < A.stride(2),
+        LU_BY_COLUMN=launch.by_column(LU),
+        A_BY_COLUMN=launch.by_column(A),
         RAGGED=(m, n) != (N, N),
         PIVOT=pivot,
         num_warps=num_warps,

@@ -1,4 +1,4 @@
-"""What the launchers of both maps have in common."""
+"""What the launchers have in common."""
 
 import torch
 

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.linalg import matrix_norm, solve_triangular
 
-from triton_lu import permutation, plan
-from triton_lu.backend import current
+from triton_lu import ops, permutation, plan
 
 
 def double(x: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def served_by(A: Tensor) -> str:
     """The implementation and the plan by which the gradient of `lu(A)` is computed."""
     m, n = A.shape[-2:]
     kernel = plan.kernel("vjp", m, n, A.dtype)
-    if kernel and (current() == "triton" or (current() == "auto" and A.is_cuda)):
+    if kernel and ops.by_kernel("vjp", A, A.is_cuda):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
     blocks = plan.sweep(A.shape[:-2].numel(), m, n, A.dtype).blocks or (1,)
     return f"ATen sweep, blocks {'/'.join(map(str, blocks))}"
