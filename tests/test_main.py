@@ -192,7 +192,7 @@ def test_served_by_says_which_plan_serves():
     with triton_lu.backend("aten"):
         assert accuracy.served_by(torch.empty(5, 8, 8)) == "ATen sweep, blocks 8"
         assert accuracy.served_by(torch.empty(1000, 8, 8)) == "ATen sweep, blocks 1"
-        assert accuracy.served_by(torch.empty(512, 512)) == "ATen sweep, blocks 64"
+        assert accuracy.served_by(torch.empty(512, 512)) == "ATen sweep, blocks 128"
 
 
 def test_well_known_matrices_are_regular():

@@ -153,12 +153,12 @@ def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], sc
     """out = the swept X, as planned: by blocks, or for batches of small matrices column by column."""
     m, n = X.shape[-2:]
     batch = X.numel() // (m * n)
-    chosen = plan.sweep(batch, m, n, X.dtype)
-    shape = (m, n) if batch == 1 and chosen.blocks else (batch, m, n)
+    width = plan.sweep_width(batch, m, n, X.dtype)
+    shape = (m, n) if batch == 1 and width > 1 else (batch, m, n)
     W, B = out.view(shape), LU.reshape(shape)
-    if chosen.blocks:
+    if width > 1:
         out.copy_(X)
-        blocked_(W, B, chosen)
+        blocked_(W, B, width)
     else:
         batch_last = _batch_last(X.reshape(shape))
         scalar_(batch_last, _batch_last(B.mT).transpose(0, 1))
@@ -186,104 +186,109 @@ def _diagonal_blocks(k: int, width: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(stop, None)
 
 
-def _adjoint(X: Tensor) -> Tensor:
-    """Xᴴ without a lazy conjugation, which PyTorch forgets inside an operator at the first call of a compiled graph."""
-    return X.mT.conj_physical()
+def _workspace(W: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Room for two block rows, or two diagonal blocks, of W.
 
-
-def _workspace(W: Tensor, width: int) -> Tensor:
-    """Room for the longest block row of W: fresh memory for each would cost as much as the products (page faults)."""
+    Fresh memory for every temporary would cost about as much as the products (page faults).
+    """
     *batch, m, n = W.shape
     width = min(width, m, n)
-    return W.new_empty(math.prod(batch) * width * (max(m, n) - width))
+    size = math.prod(batch) * width * max(max(m, n) - width, width)
+    first, second = W.new_empty(2, size)
+    return first, second
 
 
-def _minus_product(C: Tensor, A: Tensor, B: Tensor, terms: int, workspace: Tensor | None = None) -> Tensor:
-    """C - A B, summed in pieces of so many terms: rounding errors grow with the number of pieces, not of terms."""
-    if workspace is None:
-        C = C.clone(memory_format=torch.contiguous_format)
-    else:
-        C = workspace[: C.numel()].view(C.shape).copy_(C)
-    subtract_product_ = C.addmm_ if C.ndim == 2 else C.baddbmm_
-    for A_piece, B_piece in zip(A.split(terms, dim=-1), B.split(terms, dim=-2), strict=True):
-        subtract_product_(A_piece, B_piece, alpha=-1)
-    return C
+def _like(X: Tensor, room: Tensor) -> Tensor:
+    """A row-major matrix of the shape of X in the workspace."""
+    return room[: X.numel()].view(X.shape)
 
 
-def _invert(T: Tensor, *, upper: bool, unit: bool) -> Tensor:
-    """The inverse of the upper or lower triangle of T, by substitution."""
-    identity = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(T)
-    return solve_triangular(T, identity, upper=upper, unitriangular=unit)
+def _adjoint(X: Tensor, room: Tensor) -> Tensor:
+    """Xᴴ without a lazy conjugation, which PyTorch forgets inside an operator at the first call of a compiled graph."""
+    return torch.conj_physical(X.mT, out=_like(X.mT, room)) if X.is_complex() else X.mT
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
+def _product(A: Tensor, B: Tensor, room: Tensor) -> Tensor:
+    """A B in the workspace. `matmul`, a composite, would look for an autograd graph here, below autograd."""
+    shape = (*A.shape[:-1], B.shape[-1])
+    out = room[: math.prod(shape)].view(shape)
+    return torch.mm(A, B, out=out) if A.ndim == 2 else torch.bmm(A, B, out=out)
+
+
+def _subtract_product_(C: Tensor, A: Tensor, B: Tensor) -> None:
+    """C -= A B."""
+    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=-1)
+
+
+# Solves run in place and in the workspace: triangles from the left on row-major right-hand sides, from the right on
+# column-major ones. Other layouts take LAPACK two to three times as long, and products of two factors that both lie
+# crosswise to the result twice as long in float64.
+
+
+def _solve_left_(X: Tensor, T: Tensor, *, upper: bool, unit: bool) -> Tensor:
+    """X = T⁻¹ X, X row-major."""
+    return solve_triangular(T, X, upper=upper, unitriangular=unit, out=X)
+
+
+def _solve_right(X: Tensor, T: Tensor, room: Tensor, *, upper: bool) -> Tensor:
+    """X T⁻¹ in the workspace, column-major."""
+    Y = _like(X.mT, room).mT.copy_(X)
+    return solve_triangular(T, Y, upper=upper, left=False, out=Y)
+
+
+def _vjp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
     """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards."""
     m, n = W.shape[-2:]
-    workspace = _workspace(W, sweep.blocks[0])
-    for J, R in reversed(list(_diagonal_blocks(min(m, n), sweep.blocks[0]))):
-        W11, B11H = W[..., J, J], _adjoint(B[..., J, J])
+    room = _workspace(W, width)
+    for J, R in reversed(list(_diagonal_blocks(min(m, n), width))):
+        W11, W12, W21, S = W[..., J, J], W[..., J, R], W[..., R, J], W[..., R, R]
+        B11H, B12, B21 = B[..., J, J].mT.conj_physical(), B[..., J, R], B[..., R, J]
         if J.stop < max(m, n):
-            _vjp_block_row_(W, B, J, R, sweep, workspace, unit=True)
-            _vjp_block_row_(W.mT, B.mT, J, R, sweep, workspace, unit=False)
-            lower = _minus_product(W11, W[..., J, R], _adjoint(B[..., J, R]), sweep.terms)
-            upper = _minus_product(W11, _adjoint(B[..., R, J]), W[..., R, J], sweep.terms)
-            torch.add(lower.tril_(-1), upper.triu_(), out=W11)
-        if len(sweep.blocks) > 1:
-            _vjp_sweep_(W11, B[..., J, J], sweep.inner())
-        else:
-            Phi = (B11H.triu(1) @ W11).add_(W11).tril_(-1).add_((W11 @ B11H.tril()).triu_())
-            X = solve_triangular(B11H, Phi, upper=False, left=False)
-            W11.copy_(solve_triangular(B11H, X, upper=True, unitriangular=True))
+            X12 = _like(W12, room[0]).copy_(W12)
+            _subtract_product_(X12, _adjoint(B21, room[1]), S)
+            W12.copy_(_solve_left_(X12, B11H, upper=True, unit=True))
+            X21 = _like(W21, room[0]).copy_(W21)
+            _subtract_product_(X21, S, _adjoint(B12, room[1]))
+            W21.copy_(_solve_right(X21, B11H, room[1], upper=False))
+            W11 -= _product(W12, _adjoint(B12, room[1]), room[0]).tril_(-1)
+            W11 -= _product(_adjoint(B21, room[1]), W21, room[0]).triu_()
+        lower = _product(B11H.triu(1), W11, room[1]).add_(W11).tril_(-1)
+        upper = _product(W11, B11H.tril(), room[0]).triu_()
+        X11 = _like(W11, room[0]).copy_(_solve_right(upper.add_(lower), B11H, room[1], upper=False))
+        W11.copy_(_solve_left_(X11, B11H, upper=True, unit=True))
 
 
-def _vjp_block_row_(
-    W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, workspace: Tensor, *, unit: bool
-) -> None:
-    """W₁₂ -> L₁₁⁻ᴴ (W₁₂ - L₂₁ᴴ S), where S = W[R, R] is final; on transposes, the same for W₂₁ and U."""
-    W12 = _minus_product(W[..., J, R], _adjoint(B[..., R, J]), W[..., R, R], sweep.terms, workspace)
-    L11H = _adjoint(B[..., J, J])
-    if sweep.invert:
-        torch.matmul(_invert(L11H, upper=True, unit=unit), W12, out=W[..., J, R])
-    else:
-        W[..., J, R] = solve_triangular(L11H, W12, upper=True, unitriangular=unit)
+def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
+    """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
 
-
-def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
-    """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking."""
-    m, n = W.shape[-2:]
-    for J, R in _diagonal_blocks(min(m, n), sweep.blocks[0]):
-        W11, B11 = W[..., J, J], B[..., J, J]
-        if J.start:
-            before = slice(0, J.start)
-            dS = _minus_product(W11, W[..., J, before], B[..., before, J], sweep.terms)
-            W11.copy_(_minus_product(dS, B[..., J, before], W[..., before, J], sweep.terms))
-        if len(sweep.blocks) > 1:
-            _jvp_sweep_(W11, B11, sweep.inner())
-        else:
-            M = solve_triangular(B11, W11, upper=False, unitriangular=True)
-            M = solve_triangular(B11, M, upper=True, left=False)
-            lower, upper = M.tril(-1), M.triu()
-            W11.copy_((B11.tril(-1) @ lower).add_(lower).add_(upper @ B11.triu()))
-        if J.stop < max(m, n):
-            _jvp_block_row_(W, B, J, R, sweep, unit=True)
-            _jvp_block_row_(W.mT, B.mT, J, R, sweep, unit=False)
-
-
-def _jvp_block_row_(W: Tensor, B: Tensor, J: slice, R: slice, sweep: plan.Sweep, *, unit: bool) -> None:
-    """W₁₂ -> L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂), with dL and dU final in the rows and columns 0 before J.
-
-    On transposes, the same for W₂₁ and U.
+    With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂).
     """
-    before = slice(0, J.start)
-    L11, dL11 = B[..., J, J], W[..., J, J].tril(-1 if unit else 0)
-    W12 = _minus_product(W[..., J, R], dL11, B[..., J, R], sweep.terms)
-    if J.start:
-        W12 = _minus_product(W12, W[..., J, before], B[..., before, R], sweep.terms)
-        W12 = _minus_product(W12, B[..., J, before], W[..., before, R], sweep.terms)
-    if sweep.invert:
-        torch.matmul(_invert(L11, upper=False, unit=unit), W12, out=W[..., J, R])
-    else:
-        W[..., J, R] = solve_triangular(L11, W12, upper=False, unitriangular=unit)
+    m, n = W.shape[-2:]
+    room = _workspace(W, width)
+    for J, R in _diagonal_blocks(min(m, n), width):
+        before = slice(0, J.start)
+        W11, W12, W21 = W[..., J, J], W[..., J, R], W[..., R, J]
+        B11, B12, B21 = B[..., J, J], B[..., J, R], B[..., R, J]
+
+        def subtract_before_(X: Tensor, rows: slice, columns: slice, before: slice = before) -> None:
+            if before.stop:
+                _subtract_product_(X, W[..., rows, before], B[..., before, columns])
+                _subtract_product_(X, B[..., rows, before], W[..., before, columns])
+
+        X11 = _like(W11, room[0]).copy_(W11)
+        subtract_before_(X11, J, J)
+        M = _solve_right(_solve_left_(X11, B11, upper=False, unit=True), B11, room[1], upper=True)
+        lower, upper = M.tril(-1), M.triu()
+        torch.add((B11.tril(-1) @ lower).add_(lower), upper @ B11.triu(), out=W11)
+        if J.stop < max(m, n):
+            X12 = _like(W12, room[0]).copy_(W12)
+            _subtract_product_(X12, W11.tril(-1), B12)
+            subtract_before_(X12, J, R)
+            W12.copy_(_solve_left_(X12, B11, upper=False, unit=True))
+            X21 = _like(W21, room[0]).copy_(W21)
+            _subtract_product_(X21, B21, W11.triu())
+            subtract_before_(X21, R, J)
+            W21.copy_(_solve_right(X21, B11, room[1], upper=True))
 
 
 # Batches of small matrices: blocks of width one, for which the solves are divisions and there is no inner problem.
