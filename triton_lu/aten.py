@@ -194,8 +194,7 @@ def _workspace(W: Tensor, width: int) -> tuple[Tensor, Tensor]:
     *batch, m, n = W.shape
     width = min(width, m, n)
     size = math.prod(batch) * width * max(max(m, n) - width, width)
-    first, second = W.new_empty(2, size)
-    return first, second
+    return W.new_empty(size), W.new_empty(size)
 
 
 def _like(X: Tensor, room: Tensor) -> Tensor:
@@ -241,9 +240,9 @@ def _vjp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
     m, n = W.shape[-2:]
     room = _workspace(W, width)
     for J, R in reversed(list(_diagonal_blocks(min(m, n), width))):
-        W11, W12, W21, S = W[..., J, J], W[..., J, R], W[..., R, J], W[..., R, R]
-        B11H, B12, B21 = B[..., J, J].mT.conj_physical(), B[..., J, R], B[..., R, J]
+        W11, B11H = W[..., J, J], B[..., J, J].mT.conj_physical()
         if J.stop < max(m, n):
+            W12, W21, S, B12, B21 = W[..., J, R], W[..., R, J], W[..., R, R], B[..., J, R], B[..., R, J]
             X12 = _like(W12, room[0]).copy_(W12)
             _subtract_product_(X12, _adjoint(B21, room[1]), S)
             W12.copy_(_solve_left_(X12, B11H, upper=True, unit=True))
@@ -267,8 +266,7 @@ def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
     room = _workspace(W, width)
     for J, R in _diagonal_blocks(min(m, n), width):
         before = slice(0, J.start)
-        W11, W12, W21 = W[..., J, J], W[..., J, R], W[..., R, J]
-        B11, B12, B21 = B[..., J, J], B[..., J, R], B[..., R, J]
+        W11, B11 = W[..., J, J], B[..., J, J]
 
         def subtract_before_(X: Tensor, rows: slice, columns: slice, before: slice = before) -> None:
             if before.stop:
@@ -281,6 +279,7 @@ def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
         lower, upper = M.tril(-1), M.triu()
         torch.add((B11.tril(-1) @ lower).add_(lower), upper @ B11.triu(), out=W11)
         if J.stop < max(m, n):
+            W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
             X12 = _like(W12, room[0]).copy_(W12)
             _subtract_product_(X12, W11.tril(-1), B12)
             subtract_before_(X12, J, R)
