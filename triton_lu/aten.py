@@ -219,20 +219,10 @@ def _subtract_product_(C: Tensor, A: Tensor, B: Tensor) -> None:
     (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=-1)
 
 
-# Solves run in place and in the workspace: triangles from the left on row-major right-hand sides, from the right on
-# column-major ones. Other layouts take LAPACK two to three times as long, and products of two factors that both lie
-# crosswise to the result twice as long in float64.
-
-
-def _solve_left_(X: Tensor, T: Tensor, *, upper: bool, unit: bool) -> Tensor:
-    """X = T⁻¹ X, X row-major."""
-    return solve_triangular(T, X, upper=upper, unitriangular=unit, out=X)
-
-
-def _solve_right(X: Tensor, T: Tensor, room: Tensor, *, upper: bool) -> Tensor:
-    """X T⁻¹ in the workspace, column-major."""
-    Y = _like(X.mT, room).mT.copy_(X)
-    return solve_triangular(T, Y, upper=upper, left=False, out=Y)
+def _solve(X: Tensor, T: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
+    """T⁻¹ X or X T⁻¹ in the workspace. X is row-major there and may be overwritten."""
+    Y = X if plan.solve_by_rows(left, X.dtype) else _like(X.mT, room).mT.copy_(X)
+    return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
 
 
 def _vjp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
@@ -245,16 +235,16 @@ def _vjp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
             W12, W21, S, B12, B21 = W[..., J, R], W[..., R, J], W[..., R, R], B[..., J, R], B[..., R, J]
             X12 = _like(W12, room[0]).copy_(W12)
             _subtract_product_(X12, _adjoint(B21, room[1]), S)
-            W12.copy_(_solve_left_(X12, B11H, upper=True, unit=True))
+            W12.copy_(_solve(X12, B11H, room[1], left=True, upper=True, unit=True))
             X21 = _like(W21, room[0]).copy_(W21)
             _subtract_product_(X21, S, _adjoint(B12, room[1]))
-            W21.copy_(_solve_right(X21, B11H, room[1], upper=False))
+            W21.copy_(_solve(X21, B11H, room[1], left=False, upper=False))
             W11 -= _product(W12, _adjoint(B12, room[1]), room[0]).tril_(-1)
             W11 -= _product(_adjoint(B21, room[1]), W21, room[0]).triu_()
         lower = _product(B11H.triu(1), W11, room[1]).add_(W11).tril_(-1)
         upper = _product(W11, B11H.tril(), room[0]).triu_()
-        X11 = _like(W11, room[0]).copy_(_solve_right(upper.add_(lower), B11H, room[1], upper=False))
-        W11.copy_(_solve_left_(X11, B11H, upper=True, unit=True))
+        X11 = _like(W11, room[0]).copy_(_solve(upper.add_(lower), B11H, room[1], left=False, upper=False))
+        W11.copy_(_solve(X11, B11H, room[1], left=True, upper=True, unit=True))
 
 
 def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
@@ -275,7 +265,8 @@ def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
 
         X11 = _like(W11, room[0]).copy_(W11)
         subtract_before_(X11, J, J)
-        M = _solve_right(_solve_left_(X11, B11, upper=False, unit=True), B11, room[1], upper=True)
+        X11 = _like(W11, room[0]).copy_(_solve(X11, B11, room[1], left=True, upper=False, unit=True))
+        M = _solve(X11, B11, room[1], left=False, upper=True)
         lower, upper = M.tril(-1), M.triu()
         torch.add((B11.tril(-1) @ lower).add_(lower), upper @ B11.triu(), out=W11)
         if J.stop < max(m, n):
@@ -283,11 +274,11 @@ def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
             X12 = _like(W12, room[0]).copy_(W12)
             _subtract_product_(X12, W11.tril(-1), B12)
             subtract_before_(X12, J, R)
-            W12.copy_(_solve_left_(X12, B11, upper=False, unit=True))
+            W12.copy_(_solve(X12, B11, room[1], left=True, upper=False, unit=True))
             X21 = _like(W21, room[0]).copy_(W21)
             _subtract_product_(X21, B21, W11.triu())
             subtract_before_(X21, R, J)
-            W21.copy_(_solve_right(X21, B11, room[1], upper=True))
+            W21.copy_(_solve(X21, B11, room[1], left=False, upper=True))
 
 
 # Batches of small matrices: blocks of width one, for which the solves are divisions and there is no inner problem.
