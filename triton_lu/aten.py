@@ -6,7 +6,7 @@ and spend 4/3 n³ flops, twice those of the factorization; nearly all of them ar
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -197,20 +197,20 @@ def _workspace(W: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return W.new_empty(size), W.new_empty(size)
 
 
-def _like(X: Tensor, room: Tensor) -> Tensor:
-    """A row-major matrix of the shape of X in the workspace."""
-    return room[: X.numel()].view(X.shape)
+def _place(room: Tensor, shape: Sequence[int], *, by_rows: bool = True) -> Tensor:
+    """A matrix or a batch of them in the workspace, row-major or column-major."""
+    m, n = shape[-2:]
+    return room.as_strided(shape, ((m * n, n, 1) if by_rows else (m * n, 1, m))[-len(shape) :])
 
 
 def _adjoint(X: Tensor, room: Tensor) -> Tensor:
     """Xᴴ without a lazy conjugation, which PyTorch forgets inside an operator at the first call of a compiled graph."""
-    return torch.conj_physical(X.mT, out=_like(X.mT, room)) if X.is_complex() else X.mT
+    return torch.conj_physical(X.mT, out=_place(room, X.mT.shape)) if X.is_complex() else X.mT
 
 
 def _product(A: Tensor, B: Tensor, room: Tensor) -> Tensor:
     """A B in the workspace. `matmul`, a composite, would look for an autograd graph here, below autograd."""
-    shape = (*A.shape[:-1], B.shape[-1])
-    out = room[: math.prod(shape)].view(shape)
+    out = _place(room, (*A.shape[:-1], B.shape[-1]))
     return torch.mm(A, B, out=out) if A.ndim == 2 else torch.bmm(A, B, out=out)
 
 
@@ -221,7 +221,7 @@ def _subtract_product_(C: Tensor, A: Tensor, B: Tensor) -> None:
 
 def _solve(X: Tensor, T: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
     """T⁻¹ X or X T⁻¹ in the workspace. X is row-major there and may be overwritten."""
-    Y = X if plan.solve_by_rows(left, X.dtype) else _like(X.mT, room).mT.copy_(X)
+    Y = X if plan.solve_by_rows(left, X.dtype) else _place(room, X.shape, by_rows=False).copy_(X)
     return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
 
 
@@ -233,17 +233,17 @@ def _vjp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
         W11, B11H = W[..., J, J], B[..., J, J].mT.conj_physical()
         if J.stop < max(m, n):
             W12, W21, S, B12, B21 = W[..., J, R], W[..., R, J], W[..., R, R], B[..., J, R], B[..., R, J]
-            X12 = _like(W12, room[0]).copy_(W12)
+            X12 = _place(room[0], W12.shape).copy_(W12)
             _subtract_product_(X12, _adjoint(B21, room[1]), S)
             W12.copy_(_solve(X12, B11H, room[1], left=True, upper=True, unit=True))
-            X21 = _like(W21, room[0]).copy_(W21)
+            X21 = _place(room[0], W21.shape).copy_(W21)
             _subtract_product_(X21, S, _adjoint(B12, room[1]))
             W21.copy_(_solve(X21, B11H, room[1], left=False, upper=False))
             W11 -= _product(W12, _adjoint(B12, room[1]), room[0]).tril_(-1)
             W11 -= _product(_adjoint(B21, room[1]), W21, room[0]).triu_()
         lower = _product(B11H.triu(1), W11, room[1]).add_(W11).tril_(-1)
         upper = _product(W11, B11H.tril(), room[0]).triu_()
-        X11 = _like(W11, room[0]).copy_(_solve(upper.add_(lower), B11H, room[1], left=False, upper=False))
+        X11 = _place(room[0], W11.shape).copy_(_solve(upper.add_(lower), B11H, room[1], left=False, upper=False))
         W11.copy_(_solve(X11, B11H, room[1], left=True, upper=True, unit=True))
 
 
@@ -263,19 +263,19 @@ def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
                 _subtract_product_(X, W[..., rows, before], B[..., before, columns])
                 _subtract_product_(X, B[..., rows, before], W[..., before, columns])
 
-        X11 = _like(W11, room[0]).copy_(W11)
+        X11 = _place(room[0], W11.shape).copy_(W11)
         subtract_before_(X11, J, J)
-        X11 = _like(W11, room[0]).copy_(_solve(X11, B11, room[1], left=True, upper=False, unit=True))
+        X11 = _place(room[0], W11.shape).copy_(_solve(X11, B11, room[1], left=True, upper=False, unit=True))
         M = _solve(X11, B11, room[1], left=False, upper=True)
         lower, upper = M.tril(-1), M.triu()
         torch.add((B11.tril(-1) @ lower).add_(lower), upper @ B11.triu(), out=W11)
         if J.stop < max(m, n):
             W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
-            X12 = _like(W12, room[0]).copy_(W12)
+            X12 = _place(room[0], W12.shape).copy_(W12)
             _subtract_product_(X12, W11.tril(-1), B12)
             subtract_before_(X12, J, R)
             W12.copy_(_solve(X12, B11, room[1], left=True, upper=False, unit=True))
-            X21 = _like(W21, room[0]).copy_(W21)
+            X21 = _place(room[0], W21.shape).copy_(W21)
             _subtract_product_(X21, B21, W11.triu())
             subtract_before_(X21, R, J)
             W21.copy_(_solve(X21, B11, room[1], left=False, upper=True))

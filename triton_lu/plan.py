@@ -26,7 +26,7 @@ def sweep_width(batch: int, m: int, n: int, dtype: torch.dtype) -> int:
     if batch >= 512 and max(m, n) <= 8:
         return 1
     if k > 256:
-        return 128
+        return 256 if k > 1024 and dtype in (torch.float64, torch.complex128) else 128
     if batch == 1 or (k > 128 and dtype == torch.complex64):
         return 256
     return 16 if k <= 128 else 32
