@@ -148,10 +148,11 @@ class Step:
         self.L, self.U = columns(LU, 0, k).tril(-1), rows(LU, 0, k).triu()  # L without its diagonal of ones
         self.MU = solve(LU, E, unit=True)
         self.M = solve(LU.mT, self.MU.mT, unit=False).mT
+        self.lower, self.upper = self.M.tril(-1), self.M.triu()
 
     def tangent(self) -> Tensor:
         """L tril(M, -1) + triu(M) U: the jvp of E."""
-        return self.recompose(self.M.tril(-1), self.M.triu())
+        return self.recompose(self.lower, self.upper)
 
     def recompose(self, lower: Tensor, upper: Tensor) -> Tensor:
         """L lower + upper U."""
@@ -168,8 +169,8 @@ class Step:
         m, n = G.shape[-2:]
         k, M = self.k, columns(self.M, 0, self.k)
         LM = add_product(M, self.L, rows(M, 0, k))
-        dL = add_product(torch.bmm(X, rows(self.MU, 0, k).mH), G, rows(self.M, 0, k).tril(-1).mH, sign=-1)
-        dU = add_product(torch.bmm(LM.mH, X), M.triu().mH, G, sign=-1)
+        dL = add_product(torch.bmm(X, rows(self.MU, 0, k).mH), G, rows(self.lower, 0, k).mH, sign=-1)
+        dU = add_product(torch.bmm(LM.mH, X), columns(self.upper, 0, k).mH, G, sign=-1)
         below = torch.ones(m, n, dtype=torch.bool, device=G.device).tril(-1)
         return torch.where(below, enlarge(dL, m, n), enlarge(dU, m, n))
 

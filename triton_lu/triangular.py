@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 from torch.nn.functional import pad
 
+from triton_lu import plan
+
 
 def rows(Y: Tensor, start: int, stop: int) -> Tensor:
     """Y[..., start:stop, :]."""
@@ -22,11 +24,17 @@ def columns(Y: Tensor, start: int, stop: int) -> Tensor:
     return Y if stop - start == Y.shape[-1] else Y.narrow(-1, start, stop - start)
 
 
+def _solve_square(T: Tensor, Y: Tensor, *, upper: bool, unit: bool) -> Tensor:
+    if plan.solve_by_rows(True, Y.dtype):
+        return solve_triangular(T.mT, Y.mT, upper=not upper, left=False, unitriangular=unit).mT
+    return solve_triangular(T, Y, upper=upper, unitriangular=unit)
+
+
 def solve(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     """T̂⁻¹ Y."""
     p, k = T.shape[-2], min(T.shape[-2:])
     T = columns(T, 0, k)
-    top = solve_triangular(rows(T, 0, k), rows(Y, 0, k), upper=False, unitriangular=unit)
+    top = _solve_square(rows(T, 0, k), rows(Y, 0, k), upper=False, unit=unit)
     return top if p == k else torch.cat([top, rows(Y, k, p) - rows(T, k, p) @ top], -2)
 
 
@@ -35,7 +43,7 @@ def solve_adjoint(T: Tensor, Y: Tensor, *, unit: bool) -> Tensor:
     p, k = T.shape[-2], min(T.shape[-2:])
     T = columns(T, 0, k)
     top = rows(Y, 0, k) if p == k else rows(Y, 0, k) - rows(T, k, p).mH @ rows(Y, k, p)
-    top = solve_triangular(rows(T, 0, k).mH, top, upper=True, unitriangular=unit)
+    top = _solve_square(rows(T, 0, k).mH, top, upper=True, unit=unit)
     return top if p == k else torch.cat([top, rows(Y, k, p)], -2)
 
 
