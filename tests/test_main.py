@@ -19,7 +19,7 @@ from triton_lu.__main__ import main
 from triton_lu.api import DTYPES
 from triton_lu.cli import accuracy, demo, doctor, matrixfile
 from triton_lu.cli.matrixfile import InputError, read
-from triton_lu.measure import Timing, interleaved_medians, peak_bytes
+from triton_lu.measure import Timing, interleaved, peak_bytes, wall_clock
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -514,11 +514,11 @@ def test_peak_bytes_of_a_backward():
 
 def test_functions_are_timed_in_turn():
     calls = []
-    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timings = interleaved_medians(functions, rounds=4, round_seconds=0)
+    clocks = {name: wall_clock(lambda name=name: calls.append(name), round_seconds=0) for name in "ab"}
+    timings = interleaved(clocks, rounds=4)
     assert {name: len(timing.seconds) for name, timing in timings.items()} == {"a": 4, "b": 4}
     assert "".join(calls).endswith("abba" * 2)
-    limited = interleaved_medians(functions, rounds=9, round_seconds=0, limit_seconds=0)
+    limited = interleaved(clocks, rounds=9, limit_seconds=0)
     assert [len(timing.seconds) for timing in limited.values()] == [3, 3]
 
 
@@ -526,3 +526,4 @@ def test_ratio_pairs_the_rounds():
     slow, fast = Timing((2.0, 20.0, 200.0, 3.0)), Timing((1.0, 10.0, 100.0, 30.0))
     assert slow.ratio(fast) == 2.0
     assert slow.median == 11.5
+    assert Timing((1.0, 2.0, 3.0, 4.0, 5.0, 6.0)).percentile(20) == 2.0

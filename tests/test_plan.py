@@ -12,11 +12,13 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 
 
 def test_every_problem_has_a_sweep():
-    assert all(plan.sweep_width(batch, m, n, torch.float32) >= 1 for batch in BATCHES for m in SIZES for n in SIZES)
+    assert all(
+        plan.sweep_width(batch, m, n, torch.float32, "cpu") >= 1 for batch in BATCHES for m in SIZES for n in SIZES
+    )
 
 
 def test_a_single_matrix_is_never_swept_with_the_batch_last():
-    assert all(plan.sweep_width(1, m, n, torch.float64) > 1 for m in SIZES for n in SIZES)
+    assert all(plan.sweep_width(1, m, n, torch.float64, "cpu") > 1 for m in SIZES for n in SIZES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)

@@ -1,6 +1,7 @@
-"""The command line: `python -m triton_lu demo [FILE]` and `python -m triton_lu doctor`.
+"""The command line: `python -m triton_lu demo [FILE]`, `doctor` and `bench`.
 
-Exit codes: 0, or 1 when a check of `doctor` failed, 2 for input that cannot be used, 130 when interrupted.
+Exit codes: 0, or 1 when a check of `doctor` failed or `bench` met a wrong result of this package, 2 for input that
+cannot be used, 130 when interrupted.
 """
 
 import argparse
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import triton_lu
 from triton_lu.api import DTYPES
+from triton_lu.bench import run as bench
+from triton_lu.bench.problems import FACTORIZATIONS, size
+from triton_lu.bench.providers import PROVIDERS
 from triton_lu.cli import demo, doctor, dtype_name
 from triton_lu.cli.matrixfile import InputError
 
@@ -36,6 +40,29 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="versions, devices, and checks of the results on each of them")
     command.description = "Prints versions and devices, and checks results on every device and dtype in seconds."
     command.set_defaults(run=doctor.run)
+
+    command = commands.add_parser("bench", help="times and memory of the factorization and its derivatives, as a table")
+    command.description = "Checks, times and tabulates the factorization and its derivatives beside other libraries."
+    task = command.add_mutually_exclusive_group()
+    task.add_argument("--plot", type=Path, metavar="CSV", help="draw a table's figures, in SVG files beside it")
+    task.add_argument("--calibrate", action="store_true", help="measure crossovers and keep them for later plans")
+    task.add_argument("--full", action="store_true", help="the large grid: up to 8192×8192, and full batches")
+    command.add_argument("--problems", nargs="+", default=[], choices=FACTORIZATIONS, help="default: all", metavar="P")
+    command.add_argument("--sizes", nargs="+", default=[], type=size, help="N, MxN or BATCHxMxN", metavar="SIZE")
+    command.add_argument("--dtypes", nargs="+", default=[], choices=list(map(dtype_name, DTYPES)), metavar="DTYPE")
+    command.add_argument(
+        "--providers",
+        nargs="+",
+        default=["triton_lu", "torch"],
+        choices=PROVIDERS,
+        metavar="PROVIDER",
+        help=f"of {', '.join(PROVIDERS)} (default: triton_lu torch)",
+    )
+    command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    command.add_argument("--seconds", type=float, default=3.0, help="for each problem, about (default: 3)")
+    command.add_argument("--graph", action="store_true", help="on a GPU, time CUDA graphs")
+    command.add_argument("--output", type=Path, default=Path("bench.csv"), help="default: bench.csv")
+    command.set_defaults(run=bench.run)
     return result
 
 

@@ -153,7 +153,7 @@ def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], sc
     """out = the swept X, as planned: by blocks, or for batches of small matrices column by column."""
     m, n = X.shape[-2:]
     batch = X.numel() // (m * n)
-    width = plan.sweep_width(batch, m, n, X.dtype)
+    width = plan.sweep_width(batch, m, n, X.dtype, X.device.type)
     shape = (m, n) if batch == 1 and width > 1 else (batch, m, n)
     W, B = out.view(shape), LU.reshape(shape)
     if width > 1:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from timeit import Timer
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+Clock = Callable[[], float]
+"""Calls a function, which is warm, some times; returns the seconds per call."""
+Clockmaker = Callable[[Callable[[], object]], Clock]
 
 
 @dataclass(frozen=True)
@@ -26,43 +30,59 @@ class Timing:
     def median(self) -> float:
         return median(self.seconds)
 
+    def percentile(self, p: int) -> float:
+        return quantiles(self.seconds, n=100, method="inclusive")[p - 1]
+
     def ratio(self, other: "Timing") -> float:
         """The median of this time over the other's of the same round: what slowed both of them cancels."""
         return median(own / others for own, others in zip(self.seconds, other.seconds, strict=True))
 
 
-def _clock() -> float:
+def _now() -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return perf_counter()
 
 
-def interleaved_medians(
-    functions: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int = 9,
-    round_seconds: float = 0.005,
-    limit_seconds: float = inf,
-) -> dict[str, Timing]:
+def wall_clock(function: Callable[[], object], round_seconds: float = 0.005) -> Clock:
+    """Times as many calls at once as fit in `round_seconds`, but at least one."""
+    timer = Timer(function, timer=_now)
+    timer.timeit(1)  # warm up
+    calls = max(1, int(round_seconds / timer.timeit(1)))
+    return lambda: timer.timeit(calls) / calls
+
+
+def event_clock(function: Callable[[], object], *, graph: bool = False) -> Clock:
+    """Times the work on a GPU between events: each call with an L2 cache flushed, or calls replayed by a CUDA graph.
+
+    A graph has no cost of launches, and finds in the cache what the call before left there.
+    """
+    from triton.testing import do_bench, do_bench_cudagraph
+
+    def clock() -> float:
+        if graph:
+            return do_bench_cudagraph(function, rep=5, return_mode="median") / 1e3
+        return do_bench(function, warmup=2, rep=10, return_mode="median") / 1e3
+
+    clock()
+    return clock
+
+
+def interleaved(clocks: Mapping[str, Clock], *, rounds: int = 9, limit_seconds: float = inf) -> dict[str, Timing]:
     """Times functions in turn, round by round, so that they see the same machine.
 
     Args:
-        functions: what to call, by name.
+        clocks: of the functions, by name.
         rounds: how often each function is timed, in an order that alternates from round to round.
-        round_seconds: a round calls each function as often as fits in this time, but at least once.
         limit_seconds: no round after the third begins later than this.
     """
-    timers = {name: Timer(function, timer=_clock) for name, function in functions.items()}
     start = perf_counter()
-    for each in timers.values():
-        each.timeit(1)  # warm up
-    calls = {name: max(1, int(round_seconds / each.timeit(1))) for name, each in timers.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    seconds: dict[str, list[float]] = {name: [] for name in clocks}
     for i in range(rounds):
         if i >= 3 and perf_counter() - start > limit_seconds:
             break
-        for name in list(timers)[:: -1 if i % 2 else 1]:
-            seconds[name].append(timers[name].timeit(calls[name]) / calls[name])
+        for name in list(clocks)[:: -1 if i % 2 else 1]:
+            seconds[name].append(clocks[name]())
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 

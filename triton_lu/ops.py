@@ -67,7 +67,9 @@ for _name, _fake in _shapes.items():
 def by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
     """Whether the backend in force means Triton for this problem."""
     choice = current()
-    return choice == "triton" or (choice == "auto" and on_cuda and _has_kernel(name, X))
+    if choice == "auto" and on_cuda:
+        return _has_kernel(name, X) and plan.kernel_pays(name, *X.shape[-2:], X.dtype)
+    return choice == "triton"
 
 
 def _has_kernel(name: str, X: Tensor) -> bool:

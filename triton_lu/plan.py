@@ -1,17 +1,19 @@
 """Which algorithm serves which problem: every threshold of the package is here.
 
-Plans are pure functions of shape, dtype and kind of device and nothing else: the same problem always runs the same
-way.
+Plans are pure functions of shape, dtype and kind of device, and of what `triton_lu.calibration` has of this machine:
+within a process the same problem always runs the same way.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from triton_lu import calibration
+
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
-def sweep_width(batch: int, m: int, n: int, dtype: torch.dtype) -> int:
+def sweep_width(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> int:
     """Width of the diagonal blocks in the sweep in ATen operations of `batch` matrices of m×n.
 
     A diagonal block is solved with the closed form. Width one: with the batch as the last dimension.
@@ -20,11 +22,19 @@ def sweep_width(batch: int, m: int, n: int, dtype: torch.dtype) -> int:
     narrow blocks leave more to the products, which take the batch as a whole. The sweep lets rounding errors grow with
     n beyond those of the closed form, which is what PyTorch computes: for Gaussian matrices in single precision the
     ratio is at most 3 with these widths up to n = 256; it is 3.4, 4.2, 5.1 (float32) and 5.4, 6.6, 7.5 (complex64)
-    at n = 300, 512, 1000. Products summed in pieces of 32 terms would halve that, and the speed.
+    at n = 300, 512, 1000. Products summed in pieces of 32 terms would halve that, and the speed. For the same reason a
+    calibration makes blocks wider, but never narrower.
     """
-    k = min(m, n)
     if batch >= 512 and max(m, n) <= 8:
         return 1
+    k = min(m, n)
+    width = default_sweep_width(batch, k, dtype)
+    kind = "single" if batch == 1 else "batch"
+    size = 1 << (k - 1).bit_length()
+    return max(width, calibration.value(device, f"sweep_width {str(dtype)[6:]} {kind} {size}", width))
+
+
+def default_sweep_width(batch: int, k: int, dtype: torch.dtype) -> int:
     if k > 256:
         return 256 if k > 1024 and dtype in (torch.float64, torch.complex128) else 128
     if batch == 1 or (k > 128 and dtype == torch.complex64):
@@ -93,3 +103,9 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | None:
     if largest > 4:
         return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
+    """Whether a kernel, where there is one, is what a GPU is given: always, or up to the size of a calibration."""
+    largest = max(m, n)
+    return largest <= calibration.value("cuda", f"kernel {name} {str(dtype)[6:]}", largest)

@@ -14,7 +14,7 @@ from torch import Tensor
 import triton_lu
 from triton_lu.cli import accuracy, dtype_name, matrixfile
 from triton_lu.cli.matrixfile import InputError
-from triton_lu.measure import interleaved_medians, peak_bytes
+from triton_lu.measure import interleaved, peak_bytes, wall_clock
 
 CAPTION = """\
 Errors are Frobenius norms, the worst of the batch with singular ones left out: of Pᵀ A - L U relative to A, and of the
@@ -94,7 +94,7 @@ def row(name: str, A: Tensor) -> list[str]:
         exact = accuracy.reference_gradient(B, p, G[regular]) if single else their_gradient()[regular]
         residual, error = accuracy.residual(A.detach()[regular], B, p), accuracy.relative_error(X, exact)
         errors = [f"{residual:.1e}", f"{error:.1e}\nvs {'double' if single else 'PyTorch'}"]
-    times = interleaved_medians({"own": gradient, "theirs": their_gradient}, limit_seconds=0.5)
+    times = interleaved({"own": wall_clock(gradient), "theirs": wall_clock(their_gradient)}, limit_seconds=0.5)
     memory, their_memory = peak_bytes(gradient, A.device), peak_bytes(their_gradient, A.device)
     shape, dtype = "×".join(map(str, A.shape)), dtype_name(A.dtype)
     return [

@@ -1,1 +1,0 @@
-"""Benchmarks of the factorization's derivatives, beside PyTorch's own."""

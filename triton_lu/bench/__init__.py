@@ -1,0 +1,1 @@
+"""`python -m triton_lu bench`: the factorization and its derivatives, measured beside other libraries."""

@@ -1,0 +1,72 @@
+"""Measures the crossovers that plans read: see `triton_lu.calibration`."""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+
+import torch
+from rich.console import Console
+
+from triton_lu import aten, calibration, ops, plan
+from triton_lu.api import DTYPES
+from triton_lu.backend import backend
+from triton_lu.bench.problems import Problem, Size
+from triton_lu.cli import dtype_name
+from triton_lu.measure import Clockmaker, interleaved
+
+SIZES = (32, 64, 128, 256, 512, 1024)
+WIDTHS = (32, 64, 128, 256, 512)
+GAIN = 1.05  # what is worth another plan than the default's
+
+
+def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: Console) -> None:
+    """Measures and saves what concerns this kind of device."""
+    measured = kernel_sizes(device, clockmaker, seconds) if device.type == "cuda" else sweep_widths(clockmaker, seconds)
+    values = {}
+    for name, value in measured:
+        console.print(f"{name}: {value}")
+        values[name] = value
+    calibration.write(device.type, values)
+    console.print(f"wrote {calibration.path()}")
+
+
+def sweep_widths(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
+    """The best width of the blocks in ATen's sweep, of those that are not narrower than the plan's own."""
+    for dtype, kind, k in product(DTYPES, ("single", "batch"), SIZES):
+        batch = 1 if kind == "single" else max(2, 2**20 // k**2)
+        default = plan.default_sweep_width(batch, k, dtype)
+        if default >= k:
+            continue
+        problem = Problem("backward", Size(batch, k, k), dtype)
+        LU, G = torch.linalg.lu_factor_ex(problem.matrices()).LU, problem.gaussian(1)
+        X = torch.empty_like(G)
+
+        def sweep(width: int, X: torch.Tensor = X, G: torch.Tensor = G, LU: torch.Tensor = LU) -> None:
+            aten._vjp_sweep_(X.copy_(G), LU, width)
+
+        widths = [default, *(width for width in WIDTHS if default < width <= k)]
+        timings = interleaved({str(w): clockmaker(partial(sweep, w)) for w in widths}, limit_seconds=seconds)
+        gains = {width: timings[str(default)].ratio(timings[str(width)]) for width in widths}
+        best = max(widths, key=gains.__getitem__)
+        yield f"sweep_width {dtype_name(dtype)} {kind} {k}", best if gains[best] >= GAIN else default
+
+
+def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
+    """The largest size for which a kernel is faster than ATen, for batches that fill the device."""
+    for name, dtype in product(("vjp", "jvp", "factor"), DTYPES):
+        largest = 0
+        for n in (4, 8, 16, *SIZES):
+            if plan.kernel(name, n, n, dtype) is None:
+                break
+            problem = Problem("backward", Size(max(1, 2**22 // n**2), n, n), dtype)
+            A, G = problem.matrices().to(device), problem.gaussian(1).to(device)
+            LU, pivots, _ = torch.linalg.lu_factor_ex(A)
+            arguments = (A,) if name == "factor" else (LU, pivots, G)
+            clocks = {}
+            for choice in ("triton", "aten"):
+                call = backend(choice)(partial(getattr(ops, name), *arguments))
+                clocks[choice] = clockmaker(call)
+            timings = interleaved(clocks, limit_seconds=seconds)
+            if timings["aten"].ratio(timings["triton"]) >= 1:
+                largest = n
+        yield f"kernel {name} {dtype_name(dtype)}", largest

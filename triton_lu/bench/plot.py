@@ -1,0 +1,123 @@
+"""Figures of a table: speed-up, time and memory over n, as SVG files that read on light and dark pages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from triton_lu.bench.problems import FACTORIZATIONS
+from triton_lu.cli.matrixfile import InputError
+
+GREY = "#808080"
+# Okabe and Ito's colours, which colour-blind people tell apart, without those that vanish on white or black
+COLOURS = {
+    "float32": "#0072B2",
+    "float64": "#D55E00",
+    "complex64": "#009E73",
+    "complex128": "#CC79A7",
+    "triton_lu": "#0072B2",
+    "torch": "#D55E00",
+    "torch.compile": "#E69F00",
+    "jax": "#009E73",
+    "flag_gems": "#CC79A7",
+    "roofline": GREY,
+}
+STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3,
+    "savefig.transparent": True,
+    "svg.hashsalt": "triton_lu",  # the same file for the same table
+}
+
+
+def draw(table: Path) -> Iterator[Path]:
+    """Writes a table's figures beside it."""
+    rows = _read(table)
+    dtype = rows.dtype.iloc[0]
+    first = rows[rows.dtype == dtype]
+    for name, frame, series, column, label in (
+        ("speedup", rows[rows.provider == "triton_lu"], "dtype", "speedup", "speed-up over PyTorch"),
+        ("time", _with_roofline(first), "provider", "ms", f"ms per matrix, {dtype}"),
+        ("memory", first, "provider", "memory", f"peak memory in matrices, {dtype}"),
+    ):
+        file = table.with_name(f"{table.stem}-{name}.svg")
+        with matplotlib.rc_context(STYLE):
+            figure = _figure(frame.dropna(subset=column), series, column, label)
+            figure.suptitle(_hardware(rows), fontsize=9)
+            figure.savefig(file, metadata={"Date": None})
+        yield file
+
+
+def _read(table: Path) -> pd.DataFrame:
+    """What was measured of square matrices: single ones, and of every n the batch of the most matrices."""
+    try:
+        rows = pd.read_csv(table)
+        rows = rows[(rows.status == "ok") & (rows.m == rows.n)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{table}: no table of measurements: {error}") from error
+    if rows.empty:
+        raise InputError(f"{table}: holds no measurement of square matrices")
+    rows = rows.assign(kind=np.where(rows.batch == 1, "single", "batch"), ms=rows.ms / rows.batch)
+    largest = rows.groupby(["problem", "dtype", "n", "kind"]).batch.transform("max")
+    return rows[rows.batch == largest]
+
+
+def _with_roofline(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and as one more provider the least time at the measured speeds of copies and products."""
+    least = rows.ms * rows[["of_copy", "of_matmul"]].max(axis=1)
+    roofline = rows[rows.provider == "triton_lu"].assign(provider="roofline", ms=least)
+    return pd.concat([roofline, rows])
+
+
+def _hardware(rows: pd.DataFrame) -> str:
+    row = rows.iloc[0]
+    return f"{row.device}, {row.threads} threads, torch {row.torch}, triton_lu {row.triton_lu} ({row.commit})"
+
+
+def _figure(rows: pd.DataFrame, series: str, column: str, label: str) -> Figure:
+    """A panel for every problem, in it a line for every series: solid for single matrices, dashed for batches."""
+    problems = [name for name in FACTORIZATIONS if name in set(rows.problem)]
+    height = 1 + (len(problems) - 1) // 3
+    figure = Figure(figsize=(11, 0.4 + 3.1 * height), layout="constrained")
+    grid = figure.subplots(height, 3, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(problems) :]:
+        axes.set_visible(False)
+    for problem, axes in zip(problems, grid.flat, strict=False):
+        lines = rows[rows.problem == problem].sort_values("n").groupby([series, "kind"], sort=False)
+        ends = []
+        for (name, kind), line in lines:
+            axes.plot(line.n, line[column], "o--" if kind == "batch" else "o-", color=COLOURS[name])
+            text = f"{name}, batch" if kind == "batch" else name
+            ends.append((float(line[column].iloc[-1]), text, COLOURS[name]))
+        axes.set_title(problem)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=10 if column == "ms" else 2)
+        axes.tick_params(labelbottom=True, labelleft=True)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
+        _label(axes, ends)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(label)
+    return figure
+
+
+def _label(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
+    """Names the lines on the right, at the height of their ends, moved apart as far as it takes to read them."""
+    low, high = np.log(axes.get_ylim())
+    previous = -np.inf
+    for value, text, colour in sorted(ends):
+        previous = max((np.log(value) - low) / (high - low), previous + 0.075)
+        axes.annotate(text, (1.01, previous), xycoords="axes fraction", color=colour, va="center", fontsize=8)
