@@ -11,8 +11,18 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import pytest
 import torch
 
+from triton_lu import calibration
+
 if os.environ["TRITON_INTERPRET"] == "1":
     collect_ignore = ["emulator"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _default_plans(tmp_path_factory):
+    """No test depends on a calibration of the machine it runs on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "path", lambda: tmp_path_factory.getbasetemp() / "calibration.json")
+        yield
 
 
 @pytest.fixture(autouse=True)

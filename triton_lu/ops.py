@@ -68,7 +68,8 @@ def by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
     """Whether the backend in force means Triton for this problem."""
     choice = current()
     if choice == "auto" and on_cuda:
-        return _has_kernel(name, X) and plan.kernel_pays(name, *X.shape[-2:], X.dtype)
+        m, n = X.shape[-2:]
+        return plan.kernel(name, m, n, X.dtype) is not None and plan.kernel_pays(name, m, n, X.dtype)
     return choice == "triton"
 
 

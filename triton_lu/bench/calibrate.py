@@ -16,6 +16,7 @@ from triton_lu.measure import Clockmaker, interleaved
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 WIDTHS = (32, 64, 128, 256, 512)
+BATCH = 2**22  # elements of a batch that fills a GPU
 GAIN = 1.05  # what is worth another plan than the default's
 
 
@@ -58,7 +59,7 @@ def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -
         for n in (4, 8, 16, *SIZES):
             if plan.kernel(name, n, n, dtype) is None:
                 break
-            problem = Problem("backward", Size(max(1, 2**22 // n**2), n, n), dtype)
+            problem = Problem("backward", Size(max(1, BATCH // n**2), n, n), dtype)
             A, G = problem.matrices().to(device), problem.gaussian(1).to(device)
             LU, pivots, _ = torch.linalg.lu_factor_ex(A)
             arguments = (A,) if name == "factor" else (LU, pivots, G)

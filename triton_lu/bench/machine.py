@@ -44,6 +44,7 @@ def commit(folder: Path) -> str:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that is available, or None if the system does not tell."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch keeps for itself counts as taken otherwise
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -61,7 +62,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, clockmaker: Clockmaker) -
     A = torch.randn(n, n, dtype=dtype, device=device)
     flops = 2 * n**3 * (4 if dtype.is_complex else 1)
     clocks = {"copy": clockmaker(lambda: y.copy_(x)), "matmul": clockmaker(lambda: A @ A)}
-    seconds = {name: timing.median for name, timing in interleaved(clocks).items()}
+    seconds = {name: timing.median for name, timing in interleaved(clocks, rounds=5).items()}
     return {
         "copy_gb_per_s": 2e-9 * x.nbytes / seconds["copy"],
         "matmul_tflop_per_s": 1e-12 * flops / seconds["matmul"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,7 @@ from triton_lu.bench.problems import FACTORIZATIONS
 from triton_lu.cli.matrixfile import InputError
 
 GREY = "#808080"
+SPACING = 0.075  # of labels, in heights of a panel
 # Okabe and Ito's colours, which colour-blind people tell apart, without those that vanish on white or black
 COLOURS = {
     "float32": "#0072B2",
@@ -26,7 +28,7 @@ COLOURS = {
     "flag_gems": "#CC79A7",
     "roofline": GREY,
 }
-STYLE = {
+STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -77,13 +79,13 @@ def _read(table: Path) -> pd.DataFrame:
 def _with_roofline(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows, and as one more provider the least time at the measured speeds of copies and products."""
     least = rows.ms * rows[["of_copy", "of_matmul"]].max(axis=1)
-    roofline = rows[rows.provider == "triton_lu"].assign(provider="roofline", ms=least)
-    return pd.concat([roofline, rows])
+    roofline = rows[rows.provider == "triton_lu"].assign(provider="roofline", kind="single", ms=least)
+    return pd.concat([roofline.drop_duplicates(["problem", "n"]), rows])
 
 
 def _hardware(rows: pd.DataFrame) -> str:
     row = rows.iloc[0]
-    return f"{row.device}, {row.threads} threads, torch {row.torch}, triton_lu {row.triton_lu} ({row.commit})"
+    return f"{row.device}, threads: {row.threads}, torch {row.torch}, triton_lu {row.triton_lu} ({row.commit})"
 
 
 def _figure(rows: pd.DataFrame, series: str, column: str, label: str) -> Figure:
@@ -94,30 +96,39 @@ def _figure(rows: pd.DataFrame, series: str, column: str, label: str) -> Figure:
     grid = figure.subplots(height, 3, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(problems) :]:
         axes.set_visible(False)
+    ends: dict[Axes, list[tuple[float, str, str]]] = {}
     for problem, axes in zip(problems, grid.flat, strict=False):
         lines = rows[rows.problem == problem].sort_values("n").groupby([series, "kind"], sort=False)
-        ends = []
         for (name, kind), line in lines:
             axes.plot(line.n, line[column], "o--" if kind == "batch" else "o-", color=COLOURS[name])
             text = f"{name}, batch" if kind == "batch" else name
-            ends.append((float(line[column].iloc[-1]), text, COLOURS[name]))
+            ends.setdefault(axes, []).append((line[column].iloc[-1], text, COLOURS[name]))
         axes.set_title(problem)
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=10 if column == "ms" else 2)
+        if column != "memory":
+            axes.set_yscale("log", base=10 if column == "ms" else 2)
         axes.tick_params(labelbottom=True, labelleft=True)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
-        _label(axes, ends)
+    if column == "memory":
+        grid[0, 0].set_ylim(bottom=0)
     for axes in grid[:, 0]:
         axes.set_ylabel(label)
+    for axes in grid[-1]:
+        axes.set_xlabel("n")
+    for axes, named in ends.items():  # now that the limits, which panels share, are final
+        _label(axes, named)
     return figure
 
 
 def _label(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Names the lines on the right, at the height of their ends, moved apart as far as it takes to read them."""
-    low, high = np.log(axes.get_ylim())
-    previous = -np.inf
-    for value, text, colour in sorted(ends):
-        previous = max((np.log(value) - low) / (high - low), previous + 0.075)
-        axes.annotate(text, (1.01, previous), xycoords="axes fraction", color=colour, va="center", fontsize=8)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = [to_axes.transform((1, value))[1] for value, _, _ in sorted(ends)]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + SPACING)
+    for i in reversed(range(len(heights))):  # and down again, if the last is above the top
+        heights[i] = min(heights[i], 1 - SPACING * (len(heights) - 1 - i))
+    for height, (_, text, colour) in zip(heights, sorted(ends), strict=True):
+        axes.annotate(text, (1.01, height), xycoords="axes fraction", color=colour, va="center", fontsize=8)

@@ -98,7 +98,12 @@ def _measure_all(
 def _write(path: Path, facts: Row, rows: Iterable[Row]) -> int:
     """Writes the file row by row; 1 if results of this package were wrong, else 0."""
     wrong = False
-    with path.open("w", newline="") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", newline="")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    with file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for row in rows:

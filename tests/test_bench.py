@@ -1,0 +1,542 @@
+"""The benchmark: what is checked before it is timed, what is written, drawn and kept for later plans."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from functools import partial
+from itertools import cycle, pairwise
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+import triton.testing
+
+import triton_lu
+from triton_lu import calibration, measure, ops, plan
+from triton_lu.__main__ import main
+from triton_lu.backend import current
+from triton_lu.bench import calibrate, machine, plot, run
+from triton_lu.bench.problems import DTYPES, FACTORIZATIONS, FOOTPRINT, QUICK, Problem, Size, grid, size
+from triton_lu.bench.providers import PROVIDERS, Provider
+
+CPU = torch.device("cpu")
+real_path = calibration.path  # conftest.py has another for all tests
+CEILINGS = {"copy_gb_per_s": 10.0, "matmul_tflop_per_s": 0.1}
+
+
+def constant_clocks(*milliseconds):
+    """A clockmaker whose clocks, in the order they are made, show these times whatever they are given."""
+    times = cycle(milliseconds)
+
+    def clockmaker(function):
+        ms = next(times)
+        return lambda: ms / 1e3
+
+    return clockmaker
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """bench(*options) -> (exit code, the rows of its file)."""
+    monkeypatch.setattr(run, "wall_clock", constant_clocks(1.0, 4.0))
+    monkeypatch.setattr(machine, "ceilings", lambda *device_and_dtype, clockmaker: CEILINGS)
+    file = tmp_path / "table.csv"
+
+    def command(*options):
+        code = main(["bench", "--output", str(file), *options])
+        with file.open(newline="") as lines:
+            return code, list(csv.DictReader(lines))
+
+    return command
+
+
+BACKWARD = ("--problems", "backward", "--dtypes", "float32", "--sizes")
+
+
+# The table
+
+
+def test_a_row_holds_times_rates_and_what_they_were_measured_on(bench, capsys):
+    code, rows = bench(*BACKWARD, "8x6x6")
+    assert code == 0
+    assert [row["provider"] for row in rows] == ["triton_lu", "torch"]
+    assert list(rows[0]) == list(run.COLUMNS)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert [float(row["ms"]) for row in rows] == [1.0, 4.0]
+    assert [float(row["speedup"]) for row in rows] == [4.0, 1.0]
+    ours = {
+        name: float(rows[0][name]) for name in ("ms_20", "ms_80", "gb_per_s", "tflop_per_s", "of_copy", "of_matmul")
+    }
+    assert ours["ms_20"] == ours["ms_80"] == 1.0
+    assert ours["gb_per_s"] == pytest.approx(3 * 8 * 6 * 6 * 4 / 1e-3 / 1e9, rel=1e-3)
+    assert ours["tflop_per_s"] == pytest.approx(8 * 4 / 3 * 6**3 / 1e-3 / 1e12, rel=1e-3)
+    assert ours["of_copy"] == pytest.approx(ours["gb_per_s"] / 10, rel=1e-2)
+    assert ours["of_matmul"] == pytest.approx(ours["tflop_per_s"] / 0.1, rel=1e-2)
+    assert float(rows[1]["memory"]) == 7.0
+    assert all(float(row["error"]) < 1e-5 for row in rows)
+    assert (rows[0]["device"], rows[0]["threads"], rows[0]["torch"]) == (
+        calibration.device_name("cpu"),
+        str(torch.get_num_threads()),
+        torch.__version__,
+    )
+    assert "backward 8×6×6 float32: triton_lu 1 ms (4.00×); torch 4 ms (1.00×)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FACTORIZATIONS)
+def test_every_problem_is_computed_right_and_timed(name, dtype):
+    rows = run.measure(Problem(name, Size(3, 5, 5), dtype), ["triton_lu", "torch"], CPU, measure.wall_clock, 0)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert all(row["rounds"] == 3 and 0 < row["ms_20"] <= row["ms"] <= row["ms_80"] for row in rows)
+
+
+@pytest.mark.parametrize("name", ["forward", "backward", "jvp", "double backward"])
+def test_rectangular_problems(name):
+    for shape in (Size(1, 7, 4), Size(2, 4, 7)):
+        rows = run.measure(Problem(name, shape, torch.float64), ["triton_lu"], CPU, constant_clocks(1.0), 0)
+        assert [row["status"] for row in rows] == ["ok"]
+
+
+def test_torch_compile(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    problem = Problem("backward", Size(1, 6, 6), torch.float32)
+    assert run.measure(problem, ["torch.compile"], CPU, measure.wall_clock, 0)[0]["status"] == "ok"
+
+
+@pytest.mark.skipif(not PROVIDERS["jax"].is_installed, reason="JAX is not installed")
+@pytest.mark.parametrize("name", FACTORIZATIONS)
+def test_jax(name):
+    rows = run.measure(Problem(name, Size(2, 5, 5), torch.complex64), ["jax"], CPU, constant_clocks(), 0)
+    assert [row["status"] for row in rows] == ["ok"]
+
+
+def test_a_provider_that_fails_gets_no_time(bench, monkeypatch):
+    def wrong(problem, device):
+        result = torch.linalg.lu_factor_ex(problem.matrices()).LU
+        return lambda: (1.01 * result,)
+
+    def broken(problem, device):
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.setitem(PROVIDERS, "triton_lu", Provider(wrong))
+    monkeypatch.setitem(PROVIDERS, "jax", Provider(broken))
+    options = (
+        "--problems",
+        "forward",
+        "--dtypes",
+        "float64",
+        "--sizes",
+        "9",
+        "--providers",
+        "triton_lu",
+        "jax",
+        "torch",
+    )
+    code, (ours, jax, torchs) = bench(*options)
+    assert code == 1
+    assert ours["status"].startswith("failed: relative error 1.0e-02, more than")
+    assert jax["status"] == "failed: no such thing"
+    assert (ours["ms"], ours["speedup"], ours["tflop_per_s"], jax["ms"]) == ("", "", "", "")
+    assert (torchs["status"], torchs["ms"]) == ("ok", "1")
+
+
+def test_nan_is_no_result():
+    problem = Problem("forward", Size(1, 3, 3), torch.float64)
+    exact = torch.eye(3, dtype=torch.float64)
+    with pytest.raises(ArithmeticError, match="relative error nan"):
+        run.check(problem, [exact * torch.nan], [exact])
+
+
+def test_what_does_not_fit_into_memory_is_skipped(bench, monkeypatch, capsys):
+    small = 16 * 4 * 4 * 8
+    monkeypatch.setattr(machine, "free_bytes", lambda device: small)
+    code, rows = bench(*BACKWARD, "4", "500")
+    assert code == 0
+    assert [row["status"] for row in rows] == ["ok", "ok", *["skipped: 0.0 GB needed, 0.0 free"] * 2]
+    assert [row["ms"] for row in rows[2:]] == ["", ""]
+    assert "backward 500×500 float32: triton_lu skipped" in capsys.readouterr().out
+
+
+def test_free_memory_is_known_here():
+    assert machine.free_bytes(CPU) > 2**20
+
+
+def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch, capsys):
+    def interrupted(problem, device):
+        if problem.size.n == 5:
+            raise KeyboardInterrupt
+        return PROVIDERS["torch"].prepare(problem, device)
+
+    monkeypatch.setitem(PROVIDERS, "triton_lu", Provider(interrupted))
+    monkeypatch.setattr(machine, "ceilings", lambda *device_and_dtype, clockmaker: CEILINGS)
+    file = tmp_path / "table.csv"
+    assert main(["bench", *BACKWARD, "3", "4", "5", "6", "--seconds", "0", "--output", str(file)]) == 130
+    assert pandas.read_csv(file).n.tolist() == [3, 3, 4, 4]
+    assert f"interrupted: {file} holds what was measured\n" in capsys.readouterr().out
+
+
+def test_ceilings_are_speeds():
+    seen = machine.ceilings(CPU, torch.float32, constant_clocks(100.0, 10.0))
+    assert seen == {
+        "copy_gb_per_s": pytest.approx(2 * 2**27 / 0.1 / 1e9),
+        "matmul_tflop_per_s": pytest.approx(0.2147, rel=1e-3),
+    }
+
+
+def test_event_clock_is_tritons(monkeypatch):
+    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **_: function())
+    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda function, **_: 2 * function())
+    assert measure.event_clock(lambda: 3.0)() == 3e-3
+    assert measure.event_clock(lambda: 3.0, graph=True)() == 6e-3
+
+
+def test_commit_is_that_of_the_package_and_of_nothing_around_it(tmp_path):
+    def git(*arguments):
+        name = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *name, *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert machine.commit(tmp_path) == "unknown"
+    git("init", "-q")
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    git("commit", "-q", "--allow-empty", "-m", "of another project")
+    assert machine.commit(package) == "unknown"
+    git("add", ".")
+    git("commit", "-q", "-m", "the package")
+    assert machine.commit(package) == git("rev-parse", "--short", "HEAD").strip()
+    (package / "__init__.py").write_text("changed")
+    assert machine.commit(package).endswith("+")
+
+
+# Problems
+
+
+def test_flops_are_those_of_the_elimination():
+    for m, n in ((300, 300), (400, 200), (200, 400)):
+        counted = sum((m - j - 1) * (1 + 2 * (n - j - 1)) for j in range(min(m, n)))
+        assert Problem("forward", Size(7, m, n), torch.float32).flops == pytest.approx(7 * counted, rel=0.02)
+    assert Problem("backward", Size(1, 30, 30), torch.float64).flops == pytest.approx(4 / 3 * 30**3)
+    assert Problem("backward", Size(1, 30, 30), torch.complex64).flops == pytest.approx(4 * 4 / 3 * 30**3)
+
+
+def test_matrices_leave_no_doubt_about_their_pivots():
+    for shape in (Size(2000, 4, 4), Size(1, 200, 200), Size(1, 200, 60), Size(20, 16, 32)):
+        A = Problem("forward", shape, torch.float64).matrices()
+        _, pivots, _ = torch.linalg.lu_factor_ex(A)
+        assert (pivots == pivots.reshape(-1, pivots.shape[-1])[0]).all()
+        assert (pivots != torch.arange(1, pivots.shape[-1] + 1)).any()
+        noise = 1e-3 * torch.randn_like(A)
+        assert torch.equal(torch.linalg.lu_factor_ex(A + noise)[1], pivots)
+
+
+def test_quick_grid_is_a_part_of_the_full_one():
+    quick, full = grid(), grid(full=True)
+    assert set(quick) < set(full)
+    sizes = {problem.size for problem in quick if problem.name == "backward"}
+    assert (
+        {(256, 32, 32), (64, 128, 128), (1024, 16, 16), (10_000, 4, 4), (1, 2048, 2048), (1, 1024, 256)}
+        <= sizes
+        == {*QUICK}
+    )
+    assert {(65_536, 4, 4), (16, 512, 512), (1, 8192, 8192)} < {problem.size for problem in full}
+    assert {shape.batch * shape.n**2 for shape in FOOTPRINT[1:]} == {4_194_304}
+    assert {problem.dtype for problem in quick} == {torch.float32, torch.float64, torch.complex64}
+    assert all(problem.size.m == problem.size.n for problem in full if problem.name in ("logdet", "solve"))
+
+
+def test_sizes_are_read():
+    assert [size(text) for text in ("7", "4x5", "2x4x5")] == [(1, 7, 7), (1, 4, 5), (2, 4, 5)]
+    assert [str(size(text)) for text in ("7", "4x5", "2x4×5")] == ["7×7", "4×5", "2×4×5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--sizes", "4x"], "argument --sizes: invalid size value: '4x'"),
+        (["--sizes", "0"], "argument --sizes: invalid size value: '0'"),
+        (["--sizes", "1x2x3x4"], "argument --sizes: invalid size value: '1x2x3x4'"),
+        (["--problems", "sideways"], "invalid choice: 'sideways'"),
+        (["--full", "--calibrate"], "not allowed with argument"),
+    ],
+)
+def test_usage(options, complaint, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["bench", *options])
+    assert exit.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_one_line(monkeypatch, capsys, tmp_path):
+    def complaint(*options):
+        assert main(["bench", *map(str, options)]) == 2
+        return capsys.readouterr().err
+
+    monkeypatch.setitem(PROVIDERS, "jax", Provider(PROVIDERS["jax"].prepare, "no_such_module"))
+    assert complaint("--providers", "jax") == "triton_lu: error: jax is not installed\n"
+    assert "no problem has these names and sizes" in complaint("--problems", "solve", "--sizes", "3x4")
+    table = tmp_path / "table.csv"
+    (tmp_path / "file").touch()
+    assert (
+        complaint("--output", tmp_path / "file" / "a.csv") == f"triton_lu: error: {tmp_path}/file/a.csv: File exists\n"
+    )
+    assert "no table of measurements" in complaint("--plot", table)
+    table.write_text("a,b\n1,2\n")
+    assert "no table of measurements" in complaint("--plot", table)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "triton_lu.bench.plot")
+    assert (
+        complaint("--plot", table) == 'triton_lu: error: matplotlib is not installed: pip install "triton_lu[bench]"\n'
+    )
+
+
+# Figures
+
+
+def test_figures_are_drawn_beside_the_table(bench, tmp_path, capsys):
+    problems = ("--problems", "forward", "backward", "--dtypes", "float32", "complex64")
+    _, rows = bench(*problems, "--sizes", "4", "8", "5x4x4", "2x3x3")
+    assert len(rows) == 2 * 2 * 4 * 2
+    capsys.readouterr()
+    table = tmp_path / "table.csv"
+    assert main(["bench", "--plot", str(table)]) == 0
+    files = [tmp_path / f"table-{name}.svg" for name in ("speedup", "time", "memory")]
+    assert capsys.readouterr().out == "".join(f"wrote {file}\n" for file in files)
+    for file in files:
+        drawing = ET.parse(file).getroot()
+        assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+        styles = " ".join(element.get("style", "") for element in drawing.iter())
+        assert plot.COLOURS["float32"].lower() in styles
+        assert "fill: #ffffff" not in styles
+    before = files[0].read_bytes()
+    next(plot.draw(table))
+    assert files[0].read_bytes() == before
+
+
+def test_a_figure_has_a_panel_for_a_problem_and_a_line_for_a_series():
+    about = {"status": "ok", "device": "a CPU", "threads": 1, "torch": "2", "triton_lu": "0", "commit": "abc"}
+    rows = pandas.DataFrame(
+        {
+            "problem": problem,
+            "n": n,
+            "m": n,
+            "batch": batch,
+            "dtype": dtype,
+            "speedup": n,
+            "provider": "triton_lu",
+            **about,
+        }
+        for problem in ("backward", "jvp")
+        for n in (4, 8, 16)
+        for batch in (1, 10)
+        for dtype in ("float32", "float64")
+    ).assign(kind=lambda rows: rows.batch.map({1: "single", 10: "batch"}))
+    figure = plot._figure(rows, "dtype", "speedup", "speed-up")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["backward", "jvp"]
+    for axes in panels:
+        assert [line.get_xydata().tolist() for line in axes.lines] == [[[4, 4], [8, 8], [16, 16]]] * 4
+        heights = sorted(text.xy[1] for text in axes.texts)
+        assert {text.get_text() for text in axes.texts} == {"float32", "float64", "float32, batch", "float64, batch"}
+        assert all(b - a >= 0.99 * plot.SPACING for a, b in pairwise(heights))
+        assert heights[-1] <= 1.001
+
+
+def test_the_roofline_is_the_larger_of_two_times():
+    rows = pandas.DataFrame(
+        [
+            {
+                "problem": "jvp",
+                "n": 4,
+                "provider": "triton_lu",
+                "ms": 10.0,
+                "of_copy": 0.5,
+                "of_matmul": 0.2,
+                "kind": "single",
+            }
+        ]
+    )
+    assert plot._with_roofline(rows).set_index("provider").ms.to_dict() == {"roofline": 5.0, "triton_lu": 10.0}
+
+
+# Calibration
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """The calibration file of this test, not yet read."""
+    monkeypatch.setattr(calibration, "path", lambda: tmp_path / "cache" / "triton_lu" / "calibration.json")
+    calibration._values.cache_clear()
+    yield calibration.path()
+    calibration._values.cache_clear()
+
+
+def test_plans_read_what_was_written(file):
+    width = partial(plan.sweep_width, 10, 100, 128, torch.float32)
+    assert width("cpu") == 16
+    calibration.write("cpu", {"sweep_width float32 batch 128": 64, "sweep_width float64 batch 128": 1})
+    assert [path.name for path in file.parent.iterdir()] == ["calibration.json"]
+    assert width("cpu") == 64
+    assert plan.sweep_width(10, 100, 128, torch.float64, "cpu") == 16  # never narrower than by default
+    assert plan.sweep_width(1, 128, 128, torch.float32, "cpu") == 256
+    assert plan.sweep_width(10, 64, 64, torch.float32, "cpu") == 16
+    assert plan.sweep_width(10_000, 8, 8, torch.float32, "cpu") == 1
+
+
+def test_the_file_is_read_once(file):
+    calibration.write("cpu", {"sweep_width float32 batch 128": 64})
+    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 64
+    file.unlink()
+    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 64
+
+
+def test_other_machines_are_kept_and_not_used(file, monkeypatch):
+    calibration.write("cpu", {"sweep_width float32 batch 128": 64})
+    with monkeypatch.context() as other:
+        other.setattr(calibration, "device_name", lambda device: "another CPU")
+        calibration.write("cpu", {"sweep_width float32 batch 128": 128})
+        assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 128
+    calibration._values.cache_clear()
+    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 64
+    assert len(json.loads(file.read_text())["machines"]) == 2
+
+
+def test_calibrated_widths_give_the_same_derivative(file):
+    A = torch.randn(3, 100, 100, dtype=torch.float64, requires_grad=True)
+    G = torch.randn_like(A)
+
+    def gradient():
+        return torch.autograd.grad(triton_lu.lu(A)[0], A, G)[0]
+
+    expected = gradient()
+    calibration.write("cpu", {"sweep_width float64 batch 128": 32})
+    assert plan.sweep_width(3, 100, 100, torch.float64, "cpu") == 32
+    torch.testing.assert_close(gradient(), expected)
+
+
+def test_kernels_are_used_up_to_the_calibrated_size(file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    assert ops.by_kernel("vjp", torch.ones(32, 32), on_cuda=True)
+    calibration.write("cuda", {"kernel vjp float32": 16})
+    used = {n: ops.by_kernel("vjp", torch.ones(n, n), on_cuda=True) for n in (16, 17, 32)}
+    assert used == {16: True, 17: False, 32: False}
+    assert ops.by_kernel("jvp", torch.ones(32, 32), on_cuda=True)
+    with triton_lu.backend("triton"):
+        assert ops.by_kernel("vjp", torch.ones(32, 32), on_cuda=True)
+    assert not ops.by_kernel("vjp", torch.ones(8, 8), on_cuda=False)
+
+
+def content(**changes):
+    return {"triton_lu": triton_lu.__version__, "machines": {}, **changes}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "Expecting value"),
+        ("[" * 100_000, ""),
+        ("[]", "expected an object"),
+        ("{}", "expected an object"),
+        (json.dumps(content(extra=1)), "expected an object"),
+        (json.dumps(content(machines=[])), "expected an object"),
+        (json.dumps(content(triton_lu="0.0.1")), "written by triton_lu 0.0.1"),
+        (json.dumps(content(machines={"a": 1})), "expected an object for every machine"),
+        (json.dumps(content(machines={"a": {"sweep_width float16 single 64": 64}})), "unknown name"),
+        (json.dumps(content(machines={"a": {"kernel vjp float32 4": 64}})), "unknown name"),
+        *(
+            (json.dumps(content(machines={"a": {"kernel vjp float32": value}})), "expected an integer from 0")
+            for value in (-1, 1 << 16, 1.5, True, "8", None)
+        ),
+    ],
+)
+def test_a_file_that_is_malformed_or_old_is_ignored_with_a_warning(file, text, complaint):
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    with pytest.warns(UserWarning, match=f"triton_lu ignores .*calibration.json: .*{complaint}.*--calibrate"):
+        assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 16
+    assert plan.sweep_width(10, 64, 64, torch.float32, "cpu") == 16  # and warns no more
+
+
+def test_the_file_is_in_the_cache_directory_of_the_platform(monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert real_path() == tmp_path / "triton_lu" / "calibration.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
+    assert real_path() == Path("/home/me/.cache/triton_lu/calibration.json")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert real_path() == Path("/home/me/Library/Caches/triton_lu/calibration.json")
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "Local"))
+    assert real_path() == tmp_path / "Local" / "triton_lu" / "calibration.json"
+
+
+def test_without_a_home_there_is_no_file(file, monkeypatch):
+    def path():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(calibration, "path", path)
+    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 16
+
+
+def wider_is_faster(function):
+    function()
+    (width,) = function.args
+    return lambda: 1.0 / width
+
+
+def test_calibration_of_the_sweep(file, monkeypatch, capsys):
+    monkeypatch.setattr(run, "wall_clock", wider_is_faster)
+    monkeypatch.setattr(calibrate, "SIZES", (64,))
+    assert main(["bench", "--calibrate", "--device", "cpu", "--seconds", "0"]) == 0
+    assert plan.sweep_width(10, 64, 64, torch.float32, "cpu") == 64
+    assert plan.sweep_width(10, 33, 33, torch.complex128, "cpu") == 64
+    assert plan.sweep_width(10, 32, 32, torch.float32, "cpu") == 16
+    assert "sweep_width float32 batch 64: 64" in capsys.readouterr().out
+
+
+def test_a_gain_within_the_noise_changes_no_plan(monkeypatch):
+    monkeypatch.setattr(calibrate, "SIZES", (64,))
+    monkeypatch.setattr(calibrate, "DTYPES", (torch.float32,))
+    assert list(calibrate.sweep_widths(constant_clocks(1.0, 0.99, 0.98), 0)) == [("sweep_width float32 batch 64", 16)]
+
+
+def test_calibration_of_the_kernels(monkeypatch):
+    monkeypatch.setattr(calibrate, "BATCH", 64)
+    monkeypatch.setattr(calibrate, "DTYPES", (torch.float64,))
+    faster_to_16 = constant_clocks(*(1.0, 2.0) * 3, 2.0, 1.0)  # kernel and ATen, at 4, 8, 16 and 32
+    measured = dict(calibrate.kernel_sizes(CPU, faster_to_16, 0))
+    assert measured == {f"kernel {name} float64": 16 for name in ("vjp", "jvp", "factor")}
+    slower = dict(calibrate.kernel_sizes(CPU, constant_clocks(2.0, 1.0), 0))
+    assert set(slower.values()) == {0}
+
+
+def test_kernels_and_aten_are_what_is_timed(monkeypatch):
+    monkeypatch.setattr(calibrate, "BATCH", 16)
+    monkeypatch.setattr(calibrate, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(calibrate, "SIZES", ())
+    monkeypatch.setattr(plan, "kernel", lambda name, m, n, dtype: plan.Warp(2, 4) if n == 4 else None)
+    choices = []
+
+    def clockmaker(function):
+        function()
+        return lambda: 1.0
+
+    monkeypatch.setattr(ops, "by_kernel", lambda *problem: choices.append(current()) or False)
+    dict(calibrate.kernel_sizes(CPU, clockmaker, 0))
+    assert choices == ["triton", "aten"] * 3
+
+
+def test_the_command_in_a_process_of_its_own(tmp_path):
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}:{root / 'kernels'}"}
+    command = [sys.executable, "-m", "triton_lu", "bench", *BACKWARD, "6", "--seconds", "0"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pandas.read_csv(tmp_path / "bench.csv").status.tolist() == ["ok", "ok"]
