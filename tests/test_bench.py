@@ -501,6 +501,13 @@ def test_calibration_of_the_sweep(file, monkeypatch, capsys):
     assert "sweep_width float32 batch 64: 64" in capsys.readouterr().out
 
 
+def test_a_calibration_that_cannot_be_saved_is_one_line(file, monkeypatch, capsys):
+    file.parent.parent.touch()  # a file where the directory should be
+    monkeypatch.setattr(calibrate, "DTYPES", ())
+    assert main(["bench", "--calibrate", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.startswith("triton_lu: error: the calibration cannot be saved: ")
+
+
 def test_a_gain_within_the_noise_changes_no_plan(monkeypatch):
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     monkeypatch.setattr(calibrate, "DTYPES", (torch.float32,))

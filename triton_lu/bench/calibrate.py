@@ -12,6 +12,7 @@ from triton_lu.api import DTYPES
 from triton_lu.backend import backend
 from triton_lu.bench.problems import Problem, Size
 from triton_lu.cli import dtype_name
+from triton_lu.cli.matrixfile import InputError
 from triton_lu.measure import Clockmaker, interleaved
 
 SIZES = (32, 64, 128, 256, 512, 1024)
@@ -27,7 +28,10 @@ def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: C
     for name, value in measured:
         console.print(f"{name}: {value}")
         values[name] = value
-    calibration.write(device.type, values)
+    try:
+        calibration.write(device.type, values)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise InputError(f"the calibration cannot be saved: {error}") from error
     console.print(f"wrote {calibration.path()}")
 
 
