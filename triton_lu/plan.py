@@ -35,6 +35,7 @@ def sweep_width(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> 
 
 
 def default_sweep_width(batch: int, k: int, dtype: torch.dtype) -> int:
+    """The same for k = min(m, n), where nothing has been calibrated."""
     if k > 256:
         return 256 if k > 1024 and dtype in (torch.float64, torch.complex128) else 128
     if batch == 1 or (k > 128 and dtype == torch.complex64):
