@@ -77,7 +77,7 @@ class _NoDevice:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return self.target.arch  # Triton keeps what it has compiled by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
