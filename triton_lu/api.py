@@ -106,3 +106,5 @@ def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _require_tensor(name: str, argument: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {type(x).__name__}")
+    if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
+        from triton_lu import sharding  # noqa: F401  registers the sharding rules
