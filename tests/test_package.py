@@ -28,5 +28,14 @@ print(sorted(heavy & (set(sys.modules) - before)))
 def test_public_names():
     import triton_lu
 
-    assert set(triton_lu.__all__) == {"backend", "linalg", "lu", "lu_unpack", "permutation"}
+    assert set(triton_lu.__all__) == {
+        "backend",
+        "install",
+        "linalg",
+        "lu",
+        "lu_unpack",
+        "override",
+        "permutation",
+        "uninstall",
+    }
     assert triton_lu.__version__

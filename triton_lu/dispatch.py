@@ -69,6 +69,16 @@ def primal(x: Tensor) -> Tensor:
     return torch._VF._unpack_dual(x, level=0).primal
 
 
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def without_autocast() -> Any:
+    """Inside `backward`, which runs under the autocast of its caller: products in the dtype of their arguments."""
+    return torch._C._ExcludeDispatchKeyGuard(_AUTOCAST)
+
+
 def tangent_mode() -> Any:
     """Inside `jvp`: let an outer level of forward AD see the operations (this level's tangents are out by `primal`)."""
     return _set_fwd_grad_enabled(True)
