@@ -154,6 +154,12 @@ def test_the_choice_of_backend_reaches_compiled_code():
         value.backward()
 
 
+fake_cuda = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a PyTorch built for CUDA, though no GPU"
+)
+
+
+@fake_cuda
 def test_fake_cuda_tensors():
     """Shapes, dtypes and strides of the CUDA branch, with no data to look at."""
     with FakeTensorMode():
@@ -183,6 +189,7 @@ def layout(X):
     return X.shape, X.stride(), X.dtype, X.device
 
 
+@fake_cuda
 @pytest.mark.skipif(torch.__version__ < "2.13", reason="fake addmm_ and baddbmm_ of PyTorch 2.11 raise IndexError")
 @pytest.mark.parametrize(
     ("shape", "dtype"),
