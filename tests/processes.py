@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import get_context
 
-TIMEOUT = 60  # seconds for one function
+TIMEOUT = 180  # seconds for one function, the start of a process among them
 
 
 class Processes:
