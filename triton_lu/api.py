@@ -10,6 +10,7 @@ from triton_lu import (
     autograd,  # noqa: F401  registers the derivatives
     ops,
 )
+from triton_lu.dispatch import without_autocast
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -99,7 +100,8 @@ def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     _require_tensor(name, "A", A)
     if A.ndim < 2:
         raise RuntimeError(f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}")
-    return ops.factor(_computed(name, "a matrix", A), pivot)
+    with without_autocast(A):
+        return ops.factor(_computed(name, "a matrix", A), pivot)
 
 
 def _computed(name: str, what: str, X: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ returns zeros for forward-over-forward derivatives, because PyTorch switches for
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -69,14 +70,14 @@ def primal(x: Tensor) -> Tensor:
     return torch._VF._unpack_dual(x, level=0).primal
 
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastCUDA
-)
+def without_autocast(X: Tensor) -> Any:
+    """A context that turns autocast off for the operations on `X`, down through all levels of torch.func.
 
-
-def without_autocast() -> Any:
-    """Inside `backward`, which runs under the autocast of its caller: products in the dtype of their arguments."""
-    return torch._C._ExcludeDispatchKeyGuard(_AUTOCAST)
+    The autocast rules of the operators do not reach so far: each level returns to the state at its own entry.
+    """
+    device = X.device.type
+    enabled = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 def tangent_mode() -> Any:

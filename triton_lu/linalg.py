@@ -101,6 +101,10 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
         )
     if B.dtype != LU.dtype:
         raise RuntimeError(f"`{name}` expects LU and B of the same dtype; got {LU.dtype} and {B.dtype}")
-    if B.ndim < 2 or B.shape[-2 if left else -1] != LU.shape[-1]:
-        expected = "[..., {n}, k]" if left else "[..., k, {n}]"
-        raise RuntimeError(f"`{name}` expects B of shape {expected.format(n=LU.shape[-1])}; got {tuple(B.shape)}")
+    n = LU.shape[-1]
+    if B.ndim < 2 or B.shape[-2 if left else -1] != n:
+        expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
+        raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
+    batches = tuple(LU.shape[:-2]), tuple(B.shape[:-2])
+    if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
+        raise RuntimeError(f"`{name}` expects batches of LU and B that broadcast; got {batches[0]} and {batches[1]}")
