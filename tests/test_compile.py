@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch._dynamo.utils import counters
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd import grad
 from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -216,3 +216,11 @@ def test_aten_on_fake_cuda_tensors(shape, dtype):
         )
         step = autograd.Step(autograd.flat(LU), autograd.permute_rows(A, autograd.row_order(pivots, LU)))
         assert step.curvature(autograd.flat(A), autograd.flat(A)).shape == autograd.flat(A).shape
+
+
+@fake_cuda
+def test_the_operator_that_reads_values_stays_out_of_cuda_graphs():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        ops._check(torch.empty(3, device="cuda", dtype=torch.int32), "lu")
+    operators = (ops.factor, ops.vjp, ops.jvp, ops.permutation, ops.check)
+    assert [op for op in operators if torch.Tag.cudagraph_unsafe in op.tags] == [ops.check]

@@ -18,8 +18,8 @@ from triton_lu.storage import empty_factors, empty_row_major
 _library = torch.library.Library("triton_lu", "DEF")
 
 
-def _define(schema: str) -> torch._ops.OpOverload:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+def _define(schema: str, *tags: torch.Tag) -> torch._ops.OpOverload:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     return getattr(torch.ops.triton_lu, schema.partition("(")[0]).default
 
 
@@ -27,7 +27,7 @@ factor = _define("factor(Tensor A, bool pivot=True) -> (Tensor LU, Tensor pivots
 vjp = _define("vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor")
 jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
 permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
-check = _define("check(Tensor infos, str name) -> ()")
+check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe)  # it waits for the infos
 torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
 
 
