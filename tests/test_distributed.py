@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import Processes
+from readme import examples
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -137,6 +138,14 @@ def singular_matrix():
             triton_lu.lu(D)
 
 
+def example_of_the_readme():
+    names = {"torch": torch, "triton_lu": triton_lu, "mesh": mesh()}
+    for example in examples("Distributed"):
+        exec(example, names)
+    names["LU"].sum().backward()
+    assert names["A"].grad.placements == names["LU"].placements == (Shard(0),)
+
+
 def first_use_in_inference_mode():
     with torch.inference_mode():
         LU, _ = triton_lu.lu(distribute(torch.randn(2, 3, 3), Shard(0)))
@@ -157,7 +166,15 @@ def compiled():
 
 
 @pytest.mark.parametrize(
-    "function", [first_use_in_inference_mode, cotangents, other_operators, two_dimensions_of_devices, singular_matrix]
+    "function",
+    [
+        first_use_in_inference_mode,
+        example_of_the_readme,
+        cotangents,
+        other_operators,
+        two_dimensions_of_devices,
+        singular_matrix,
+    ],
 )
 def test_dtensor_operators(processes, function):
     processes.run(function)

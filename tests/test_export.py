@@ -4,10 +4,9 @@ from io import BytesIO
 
 import pytest
 import torch
-from torch._inductor import aoti_compile_and_package, aoti_load_package
+from readme import examples
 from torch.autograd import grad
 from torch.export import Dim, export, load, save
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_lu
 
@@ -47,21 +46,21 @@ def test_an_exported_program_checks_for_singular_matrices():
         program(torch.zeros(2, 4, 4, dtype=torch.float64))
 
 
-def test_aot_inductor(tmp_path):
-    """Results and gradient in one library, for any batch: the loaded program calls the operators of this process."""
+def test_aot_inductor(tmp_path, monkeypatch):
+    """The example of the README: a gradient as a library for any batch, which calls the operators of this process."""
 
-    def step(A):
-        value, vjp = torch.func.vjp(lambda A: Checked()(A)[0], A)
-        return *Checked()(A), *vjp(value)
+    def loss(A):
+        cosines, order = Checked()(A)
+        return (cosines * order[..., None]).sum()
 
-    A = matrix(3, 4, 4).detach()
-    traced = make_fx(step, tracing_mode="symbolic")(A)  # export has no torch.func transforms: trace them before
-    program = export(traced, (A,), dynamic_shapes=BATCH)
-    library = aoti_load_package(aoti_compile_and_package(program, package_path=str(tmp_path / "lu.pt2")))
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "loss": loss, "A": matrix(3, 4, 4).detach()}
+    for example in examples("Compiled and exported"):
+        exec(example, names)
+    run = names["run"]
     for batch in (3, 7):
         A = matrix(batch, 4, 4).detach()
-        for ours, eager in zip(library(A), step(A), strict=True):
-            torch.testing.assert_close(ours, eager)
+        torch.testing.assert_close(run(A), torch.func.grad(loss)(A))
     if torch.__version__ >= "2.13":  # programs compiled by PyTorch 2.11 print the errors of operators and go on
         with pytest.raises(RuntimeError, match="singular"):
-            library(torch.zeros(2, 4, 4, dtype=torch.float64))
+            run(torch.zeros(2, 4, 4, dtype=torch.float64))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from triton_lu import linalg
-from triton_lu.api import DTYPES, lu
+from triton_lu.api import DTYPES
 
 
 class override(ContextDecorator, TorchFunctionMode):
@@ -42,7 +42,8 @@ class override(ContextDecorator, TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in REPLACEMENTS or not _accepts(types, *args, *kwargs.values()):
+        out = kwargs.get("out")
+        if func not in REPLACEMENTS or out is not None or not _accepts(types, *args, *kwargs.values()):
             return func(*args, **kwargs)
         name, replacement = REPLACEMENTS[func]
         if not torch.compiler.is_compiling():
@@ -64,8 +65,8 @@ def _is_plain(x: Tensor) -> bool:
 # With the names that the arguments have in PyTorch
 
 
-def _lu(A: Tensor, pivot: bool = True, get_infos: bool = False, out: None = None) -> tuple[Tensor, ...]:
-    factorization = lu(A, pivot, get_infos=True)  # torch.lu does not raise for a singular matrix
+def _lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, ...]:
+    factorization = linalg.lu_factor_ex(A, pivot=pivot)  # torch.lu does not raise for a singular matrix
     return factorization if get_infos else factorization[:2]
 
 
