@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from triton_lu import ops
 from triton_lu.aten import row_index
-from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode
+from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
 from triton_lu.triangular import add_product, columns, enlarge, rows, solve, solve_adjoint
 
 
@@ -42,7 +42,8 @@ class FactorRule(DerivativeRule):
         if G is None:
             return None, None, None
         LU, pivots = ctx.saved_tensors
-        return None, ops.vjp(LU, pivots, G), None
+        with without_autocast(G):
+            return None, ops.vjp(LU, pivots, G), None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> tuple[Any, ...]:
@@ -64,12 +65,13 @@ class VjpRule(DerivativeRule):
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
         LU, pivots, G, Y = ctx.saved_tensors
         _, needs_LU, _, needs_G = ctx.needs_input_grad
-        if not needs_LU:
-            return None, None, None, ops.jvp(LU, pivots, V)
-        order = row_order(pivots, LU)
-        step = Step(flat(LU), permute_rows(V, order))
-        LU_grad = step.curvature(flat(G), permute_rows(Y, order)).view(LU.shape)
-        return None, LU_grad, None, step.tangent().view(LU.shape) if needs_G else None
+        with without_autocast(V):
+            if not needs_LU:
+                return None, None, None, ops.jvp(LU, pivots, V)
+            order = row_order(pivots, LU)
+            step = Step(flat(LU), permute_rows(V, order))
+            LU_grad = step.curvature(flat(G), permute_rows(Y, order)).view(LU.shape)
+            return None, LU_grad, None, step.tangent().view(LU.shape) if needs_G else None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
@@ -93,12 +95,13 @@ class JvpRule(DerivativeRule):
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Any, ...]:
         LU, pivots, E = ctx.saved_tensors
-        E_grad = ops.vjp(LU, pivots, H)
-        if not ctx.needs_input_grad[1]:
-            return None, None, None, E_grad
-        order = row_order(pivots, LU)
-        step = Step(flat(LU), permute_rows(E, order))
-        return None, step.curvature(flat(H), permute_rows(E_grad, order)).view(LU.shape), None, E_grad
+        with without_autocast(H):
+            E_grad = ops.vjp(LU, pivots, H)
+            if not ctx.needs_input_grad[1]:
+                return None, None, None, E_grad
+            order = row_order(pivots, LU)
+            step = Step(flat(LU), permute_rows(E, order))
+            return None, step.curvature(flat(H), permute_rows(E_grad, order)).view(LU.shape), None, E_grad
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
