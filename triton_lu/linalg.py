@@ -7,7 +7,7 @@ from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex 
 
 from triton_lu import ops
 from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
-from triton_lu.aten import _adjoint, row_index
+from triton_lu.aten import row_index
 from triton_lu.autograd import permute_rows
 
 
@@ -69,7 +69,9 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoin
         _require_tensor(name, argument, x)
     LU, B = _computed(name, "LU", LU), _computed(name, "B", B)
     _require_system(name, LU, pivots, B, left)
-    return _solve(LU, pivots, B, adjoint) if left else _adjoint(_solve(LU, pivots, _adjoint(B), not adjoint))
+    if left:
+        return _solve(LU, pivots, B, adjoint)
+    return _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
 
 
 def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:
@@ -78,7 +80,7 @@ def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:
     B = B.expand(*batch, *B.shape[-2:])
     order = ops.permutation(pivots, LU.shape[-1])
     if adjoint:
-        LUH = _adjoint(LU)
+        LUH = LU.mT.conj_physical()
         Y = solve_triangular(LUH, B, upper=False)
         Y = solve_triangular(LUH, Y, upper=True, unitriangular=True)
         return _permute(Y, order.argsort())
