@@ -115,6 +115,7 @@ COMPUTATIONS = {
     "forward over reverse": lambda A, G: jvp(lambda A: torch.func.vjp(factor, A)[1](G)[0], (A,), (G,))[1],
     "forward over forward": lambda A, G: jvp(lambda A: jvp(factor, (A,), (G,))[1], (A,), (G,))[1],
     "solve": lambda A, G: triton_lu.linalg.lu_solve(*triton_lu.lu(A), G),
+    "forward mode of solve": lambda A, G: jvp(lambda A: triton_lu.linalg.lu_solve(*triton_lu.lu(A), G), (A,), (G,))[1],
 }
 
 

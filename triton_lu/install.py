@@ -55,8 +55,7 @@ def uninstall() -> None:
     global _library
     if _library is None:
         return
-    _library._destroy()
-    _library = None
+    _library = None  # registrations live as long as their library
     torch.compiler.config.cache_key_tag = torch.compiler.config.cache_key_tag.removesuffix(TAG)
 
 

@@ -9,6 +9,7 @@ from triton_lu import ops
 from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
 from triton_lu.aten import row_index
 from triton_lu.autograd import permute_rows
+from triton_lu.dispatch import without_autocast
 
 
 def lu_factor(A: Tensor, *, pivot: bool = True) -> linalg_lu_factor:
@@ -69,9 +70,10 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoin
         _require_tensor(name, argument, x)
     LU, B = _computed(name, "LU", LU), _computed(name, "B", B)
     _require_system(name, LU, pivots, B, left)
-    if left:
-        return _solve(LU, pivots, B, adjoint)
-    return _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
+    with without_autocast(LU):
+        if left:
+            return _solve(LU, pivots, B, adjoint)
+        return _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
 
 
 def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:

@@ -27,7 +27,8 @@ class override(ContextDecorator, TorchFunctionMode):
 
     A call is left to PyTorch where it has `out`, where an argument is no strided tensor of float32, float64, complex64
     or complex128 on a CPU or CUDA device, and where it is of a class with a `__torch_function__` of its own. Functions
-    that factor a matrix inside, such as torch.linalg.det or solve, are not replaced.
+    that factor a matrix inside, such as torch.linalg.det or solve, are not replaced. Every other call of PyTorch from
+    Python takes about 2 µs more inside the block.
 
     Attributes:
         calls: collections.Counter, how often each function was replaced, by its name in PyTorch. Compiled code does
