@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from triton_lu import ops
 from triton_lu.aten import row_index
 from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
+from triton_lu.precision import full_precision
 from triton_lu.triangular import add_product, columns, enlarge, rows, solve, solve_adjoint
 
 
@@ -65,7 +66,7 @@ class VjpRule(DerivativeRule):
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
         LU, pivots, G, Y = ctx.saved_tensors
         _, needs_LU, _, needs_G = ctx.needs_input_grad
-        with without_autocast(V):
+        with without_autocast(V), full_precision(V):
             if not needs_LU:
                 return None, None, None, ops.jvp(LU, pivots, V)
             order = row_order(pivots, LU)
@@ -77,7 +78,7 @@ class VjpRule(DerivativeRule):
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
         LU, pivots, G, Y = ctx.saved_tensors
         LU, G, Y = primal(LU), primal(G), primal(Y)
-        with tangent_mode():
+        with tangent_mode(), full_precision(Y):
             along_LU = None if dLU is None else vjp_tangent(LU, pivots, G, Y, dLU)
             along_G = None if dG is None else ops.vjp(LU, pivots, dG)
             return _total(along_LU, along_G)
@@ -95,7 +96,7 @@ class JvpRule(DerivativeRule):
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Any, ...]:
         LU, pivots, E = ctx.saved_tensors
-        with without_autocast(H):
+        with without_autocast(H), full_precision(H):
             E_grad = ops.vjp(LU, pivots, H)
             if not ctx.needs_input_grad[1]:
                 return None, None, None, E_grad
@@ -107,7 +108,7 @@ class JvpRule(DerivativeRule):
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
         LU, pivots, E = ctx.saved_tensors
         LU, E = primal(LU), primal(E)
-        with tangent_mode():
+        with tangent_mode(), full_precision(E):
             along_LU = None if dLU is None else jvp_tangent(LU, pivots, E, dLU)
             along_E = None if dE is None else ops.jvp(LU, pivots, dE)
             return _total(along_LU, along_E)

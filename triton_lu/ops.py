@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triton_lu import aten, plan
 from triton_lu.backend import current
+from triton_lu.precision import full_precision
 from triton_lu.storage import empty_factors, empty_row_major
 
 _library = torch.library.Library("triton_lu", "DEF")
@@ -80,7 +81,8 @@ def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor
         from triton_lu import driver  # imports Triton
 
         return driver.factor(A, pivot)
-    return aten.factor(A, pivot)
+    with full_precision(A):
+        return aten.factor(A, pivot)
 
 
 def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
@@ -89,7 +91,8 @@ def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool)
         from triton_lu import driver
 
         return getattr(driver, name)(LU, pivots, X)
-    return getattr(aten, name)(LU, pivots, X)
+    with full_precision(X):
+        return getattr(aten, name)(LU, pivots, X)
 
 
 for _key in ("CPU", "CUDA"):
