@@ -3,11 +3,15 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.autograd import grad
-from torch.func import hessian, jacrev, jvp, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import triton_lu
+from triton_lu import aten, autograd, ops
 
 BACKENDS = ("eager", "aot_eager", "inductor")
 
@@ -74,11 +78,47 @@ def test_compiled_transforms(transform):
     torch.testing.assert_close(compiled(A), transform(loss_ex)(A))
 
 
-def test_compiled_autograd():
+def factors(A):
+    return triton_lu.lu(A)[0]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [vmap, jacrev, jacfwd, lambda f: vmap(jacrev(f)), lambda f: lambda A: jvp(f, (A,), (A,))[1]],
+    ids=["vmap", "jacrev", "jacfwd", "vmap(jacrev)", "jvp"],
+)
+def test_compiled_transforms_of_lu(transform):
+    """With its check for singular matrices, which is one of all batches together."""
+    A = matrix(2, 3, 3).detach()
+    compiled = torch.compile(transform(factors), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(A), transform(factors)(A))
+    A[1, :, 1] = 0
+    with pytest.raises(torch.linalg.LinAlgError, match=r"batch element 1: U\[2, 2\]"):
+        compiled(A)
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_modes_of_compilation(mode):
+    """One graph and no recompilation for other batches and sizes, forwards and backwards, whatever the mode."""
+    counters.clear()
+    compiled = torch.compile(loss, mode=mode, fullgraph=True, dynamic=True)
+    for shape in [(3, 5, 5), (7, 5, 5), (4, 9, 9)]:
+        A = matrix(*shape)
+        value = compiled(A)
+        torch.testing.assert_close(value, loss(A))
+        torch.testing.assert_close(grad(value, A)[0], grad(loss(A), A)[0])
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_autograd(backend):
     A = matrix(3, 3)
+    counters.clear()
     with torch._dynamo.config.patch(compiled_autograd=True):
 
-        @torch.compile(backend="eager")
+        @torch.compile(backend=backend)
         def step(A):
             value = loss(A)
             value.backward()
@@ -86,6 +126,7 @@ def test_compiled_autograd():
 
         step(A)
     torch.testing.assert_close(A.grad, grad(loss(A), A)[0])
+    assert counters["compiled_autograd"]["captures"] == 1
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 3, 5), (2, 5, 3), (0, 3), (600, 4, 4)], ids=str)
@@ -105,20 +146,6 @@ def test_opcheck(shape, dtype):
         torch.library.opcheck(op.default, args)
 
 
-def test_export():
-    class Module(torch.nn.Module):
-        def forward(self, A):
-            return triton_lu.linalg.lu_factor_ex(A).LU.sin()
-
-    A = matrix(3, 4, 4)
-    batch = torch.export.Dim("batch")
-    exported = torch.export.export(Module(), (A.detach(),), dynamic_shapes=({0: batch},)).module()
-    for example in (A, matrix(5, 4, 4)):
-        torch.testing.assert_close(exported(example), Module()(example))
-        ours, theirs = (grad(f(example).sum(), example)[0] for f in (exported, Module()))
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_the_choice_of_backend_reaches_compiled_code():
     """It is read when an operator executes, also in the backward of a graph that is compiled already."""
     A = matrix(3, 40, 40)
@@ -127,6 +154,12 @@ def test_the_choice_of_backend_reaches_compiled_code():
         value.backward()
 
 
+fake_cuda = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a PyTorch built for CUDA, though no GPU"
+)
+
+
+@fake_cuda
 def test_fake_cuda_tensors():
     """Shapes, dtypes and strides of the CUDA branch, with no data to look at."""
     with FakeTensorMode():
@@ -140,3 +173,54 @@ def test_fake_cuda_tensors():
     assert (pivots.shape, pivots.dtype, infos.shape, infos.dtype) == ((3, 4), torch.int32, (3,), torch.int32)
     assert (X.shape, X.stride(), X.dtype) == ((3, 5, 4), (20, 4, 1), torch.complex64)
     assert (order.shape, order.dtype) == ((3, 5), torch.int64)
+
+
+class OnDevice(TorchDispatchMode):
+    """Every operation stays on CUDA. Reading a value (`item`, `nonzero`) is an error of fake tensors by themselves."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            assert not isinstance(x, torch.Tensor) or x.device.type == "cuda", func
+        return result
+
+
+def layout(X):
+    return X.shape, X.stride(), X.dtype, X.device
+
+
+@fake_cuda
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="fake addmm_ and baddbmm_ of PyTorch 2.11 raise IndexError")
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((150, 150), torch.float32),
+        ((3, 40, 30), torch.complex64),
+        ((2, 2, 5, 40), torch.float64),
+        ((1000, 8, 8), torch.float32),
+    ],
+    ids=str,
+)
+def test_aten_on_fake_cuda_tensors(shape, dtype):
+    """What runs on a GPU where there is no kernel: no synchronization, and results as the operators announce them."""
+    with FakeTensorMode(), OnDevice():
+        A = torch.empty(shape, device="cuda", dtype=dtype)
+        for pivot in (True, False):
+            factored = aten.factor(A, pivot)
+            assert [*map(layout, factored)] == [*map(layout, ops.factor(A, pivot))]
+        LU, pivots, _ = factored
+        assert layout(aten.permutation(pivots, shape[-2])) == layout(ops.permutation(pivots, shape[-2]))
+        assert layout(aten.vjp(LU, pivots, A)) == layout(aten.jvp(LU, pivots, A)) == layout(A)
+        assert (
+            autograd.vjp_tangent(LU, pivots, A, A, LU).shape == autograd.jvp_tangent(LU, pivots, A, LU).shape == shape
+        )
+        step = autograd.Step(autograd.flat(LU), autograd.permute_rows(A, autograd.row_order(pivots, LU)))
+        assert step.curvature(autograd.flat(A), autograd.flat(A)).shape == autograd.flat(A).shape
+
+
+@fake_cuda
+def test_the_operator_that_reads_values_stays_out_of_cuda_graphs():
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):
+        ops._check(torch.empty(3, device="cuda", dtype=torch.int32), "lu")
+    operators = (ops.factor, ops.vjp, ops.jvp, ops.permutation, ops.check)
+    assert [op for op in operators if torch.Tag.cudagraph_unsafe in op.tags] == [ops.check]

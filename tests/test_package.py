@@ -19,7 +19,7 @@ before = set(sys.modules)
 import triton_lu
 A = torch.randn(2, 4, 4, requires_grad=True)
 triton_lu.lu(A)[0].sum().backward()
-heavy = {"triton", "torch._dynamo", "torch._inductor", "numpy", "rich", "triton_lu_kernels"}
+heavy = {"triton", "torch._dynamo", "torch._inductor", "torch.distributed.tensor", "numpy", "rich", "triton_lu_kernels"}
 print(sorted(heavy & (set(sys.modules) - before)))
 """
     assert run(code).strip() == "[]"
@@ -28,5 +28,14 @@ print(sorted(heavy & (set(sys.modules) - before)))
 def test_public_names():
     import triton_lu
 
-    assert set(triton_lu.__all__) == {"backend", "linalg", "lu", "lu_unpack", "permutation"}
+    assert set(triton_lu.__all__) == {
+        "backend",
+        "install",
+        "linalg",
+        "lu",
+        "lu_unpack",
+        "override",
+        "permutation",
+        "uninstall",
+    }
     assert triton_lu.__version__

@@ -10,7 +10,9 @@ from triton_lu import (
     autograd,  # noqa: F401  registers the derivatives
     ops,
 )
+from triton_lu.dispatch import without_autocast
 
+HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
@@ -18,12 +20,14 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
     """Packed LU factorization A = P L U with partial pivoting, differentiable to every order.
 
     Args:
-        A: [..., m, n], float32, float64, complex64 or complex128, any strides, any sizes including zero.
+        A: [..., m, n], float32, float64, complex64 or complex128, any strides, any sizes including zero; float16 and
+            bfloat16 are converted to float32 first. Autocast does not reach the factorization and its derivatives.
         pivot: with False A = L U without exchanges, also on CPU; exists only if no leading minor is zero.
         get_infos: also return `infos`, and never raise or synchronize the device for a singular matrix.
 
     Returns:
-        LU: [..., m, n], column-major: U on and above the diagonal, below it L without its diagonal of ones.
+        LU: [..., m, n] of A's dtype (of a half, float32), column-major: U on and above the diagonal, below it L without
+            its diagonal of ones.
         pivots: [..., min(m, n)] int32, counting from 1: row i was exchanged with row pivots[i], in order of i.
         infos: (with get_infos) [...] int32: 0, or the first i (counting from 1) with U[i, i] exactly zero.
 
@@ -32,7 +36,7 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
         Gradient: P L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ (S. F. Walter, L. Lehmann, "Algorithmic differentiation of
         linear algebra functions with application in optimum experimental design", 2010), at fixed P. Where U has a
         zero on its diagonal the derivative does not exist and the gradient of that matrix holds inf and NaN, as in
-        torch.linalg; gradients of the other matrices of the batch are not touched by it.
+        torch.linalg; gradients of the other matrices of the batch are not touched by it. The gradient has A's dtype.
 
     Raises:
         torch.linalg.LinAlgError: a pivot is exactly zero (not with get_infos); names the batch element and the pivot.
@@ -47,8 +51,8 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
 
 def lu_unpack(
     LU: Tensor, pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """P, L, U of a packed factorization: `torch.lu_unpack` under this package's name.
+) -> torch.return_types.lu_unpack:
+    """(P, L, U) of a packed factorization: `torch.lu_unpack` under this package's name.
 
     Args:
         LU: [..., m, n], as `lu` returns it.
@@ -64,8 +68,7 @@ def lu_unpack(
     Raises:
         RuntimeError: pivots are not int32, or do not fit LU.
     """
-    P, L, U = torch.lu_unpack(LU, pivots, unpack_data=unpack_data, unpack_pivots=unpack_pivots)
-    return P, L, U
+    return torch.lu_unpack(LU, pivots, unpack_data=unpack_data, unpack_pivots=unpack_pivots)
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
@@ -97,12 +100,22 @@ def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     _require_tensor(name, "A", A)
     if A.ndim < 2:
         raise RuntimeError(f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}")
-    if A.dtype not in DTYPES:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-        raise NotImplementedError(f"`{name}` expects a matrix of {expected}; got {A.dtype}")
-    return ops.factor(A, pivot)
+    with without_autocast(A):
+        return ops.factor(_computed(name, "a matrix", A), pivot)
+
+
+def _computed(name: str, what: str, X: Tensor) -> Tensor:
+    """X in the dtype it is computed in: a half in float32."""
+    if X.dtype in HALF:
+        return X.to(torch.float32)
+    if X.dtype not in DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*HALF, *DTYPES))
+        raise NotImplementedError(f"`{name}` expects {what} of {expected}; got {X.dtype}")
+    return X
 
 
 def _require_tensor(name: str, argument: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {type(x).__name__}")
+    if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
+        from triton_lu import sharding  # noqa: F401  registers the sharding rules

@@ -174,8 +174,8 @@ def row_index(rows: Tensor) -> Tensor:
     """Row numbers within each matrix -> row numbers within the whole batch."""
     if rows.ndim == 1:
         return rows
-    rows = rows.reshape(-1, rows.shape[-1])
-    first = torch.arange(0, rows.numel(), rows.shape[-1], device=rows.device)
+    rows = rows.flatten(0, -2)
+    first = rows.shape[-1] * torch.arange(len(rows), device=rows.device)
     return (rows + first[:, None]).view(-1)
 
 

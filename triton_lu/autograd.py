@@ -22,7 +22,8 @@ from torch.nn.functional import pad
 
 from triton_lu import ops
 from triton_lu.aten import row_index
-from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode
+from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
+from triton_lu.precision import full_precision
 from triton_lu.triangular import add_product, columns, enlarge, rows, solve, solve_adjoint
 
 
@@ -42,7 +43,8 @@ class FactorRule(DerivativeRule):
         if G is None:
             return None, None, None
         LU, pivots = ctx.saved_tensors
-        return None, ops.vjp(LU, pivots, G), None
+        with without_autocast(G):
+            return None, ops.vjp(LU, pivots, G), None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> tuple[Any, ...]:
@@ -64,18 +66,19 @@ class VjpRule(DerivativeRule):
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
         LU, pivots, G, Y = ctx.saved_tensors
         _, needs_LU, _, needs_G = ctx.needs_input_grad
-        if not needs_LU:
-            return None, None, None, ops.jvp(LU, pivots, V)
-        order = row_order(pivots, LU)
-        step = Step(flat(LU), permute_rows(V, order))
-        LU_grad = step.curvature(flat(G), permute_rows(Y, order)).view(LU.shape)
-        return None, LU_grad, None, step.tangent().view(LU.shape) if needs_G else None
+        with without_autocast(V), full_precision(V):
+            if not needs_LU:
+                return None, None, None, ops.jvp(LU, pivots, V)
+            order = row_order(pivots, LU)
+            step = Step(flat(LU), permute_rows(V, order))
+            LU_grad = step.curvature(flat(G), permute_rows(Y, order)).view(LU.shape)
+            return None, LU_grad, None, step.tangent().view(LU.shape) if needs_G else None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
         LU, pivots, G, Y = ctx.saved_tensors
         LU, G, Y = primal(LU), primal(G), primal(Y)
-        with tangent_mode():
+        with tangent_mode(), full_precision(Y):
             along_LU = None if dLU is None else vjp_tangent(LU, pivots, G, Y, dLU)
             along_G = None if dG is None else ops.vjp(LU, pivots, dG)
             return _total(along_LU, along_G)
@@ -93,18 +96,19 @@ class JvpRule(DerivativeRule):
     @staticmethod
     def backward(ctx: Any, H: Tensor) -> tuple[Any, ...]:
         LU, pivots, E = ctx.saved_tensors
-        E_grad = ops.vjp(LU, pivots, H)
-        if not ctx.needs_input_grad[1]:
-            return None, None, None, E_grad
-        order = row_order(pivots, LU)
-        step = Step(flat(LU), permute_rows(E, order))
-        return None, step.curvature(flat(H), permute_rows(E_grad, order)).view(LU.shape), None, E_grad
+        with without_autocast(H), full_precision(H):
+            E_grad = ops.vjp(LU, pivots, H)
+            if not ctx.needs_input_grad[1]:
+                return None, None, None, E_grad
+            order = row_order(pivots, LU)
+            step = Step(flat(LU), permute_rows(E, order))
+            return None, step.curvature(flat(H), permute_rows(E_grad, order)).view(LU.shape), None, E_grad
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
         LU, pivots, E = ctx.saved_tensors
         LU, E = primal(LU), primal(E)
-        with tangent_mode():
+        with tangent_mode(), full_precision(E):
             along_LU = None if dLU is None else jvp_tangent(LU, pivots, E, dLU)
             along_E = None if dE is None else ops.jvp(LU, pivots, dE)
             return _total(along_LU, along_E)

@@ -10,6 +10,7 @@ returns zeros for forward-over-forward derivatives, because PyTorch switches for
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
 def primal(x: Tensor) -> Tensor:
     """`x` without the tangent that it carries at the current level of forward AD."""
     return torch._VF._unpack_dual(x, level=0).primal
+
+
+def without_autocast(X: Tensor) -> Any:
+    """A context that turns autocast off for the operations on `X`, down through all levels of torch.func.
+
+    The autocast rules of the operators do not reach so far: each level returns to the state at its own entry.
+    """
+    device = X.device.type
+    enabled = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
 def tangent_mode() -> Any:

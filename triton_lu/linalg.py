@@ -1,10 +1,15 @@
-"""`lu_factor`, `lu_factor_ex` and `lu` with the signatures and results of their namesakes in `torch.linalg`."""
+"""The LU family with the signatures and results of their namesakes in `torch.linalg`."""
 
+import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
-from triton_lu.api import _factor, lu_unpack
+from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
+from triton_lu.aten import row_index
+from triton_lu.autograd import permute_rows
+from triton_lu.dispatch import without_autocast
 
 
 def lu_factor(A: Tensor, *, pivot: bool = True) -> linalg_lu_factor:
@@ -37,3 +42,73 @@ def lu(A: Tensor, *, pivot: bool = True) -> linalg_lu:
     LU, pivots, _ = _factor("linalg.lu", A, pivot)
     P, L, U = lu_unpack(LU, pivots, unpack_pivots=pivot)
     return linalg_lu((P, L, U))
+
+
+def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
+    """X with A X = B, from the packed factorization A = P L U: as `torch.linalg.lu_solve`.
+
+    Args:
+        LU: [..., n, n], as `lu_factor` returns it, float32, float64, complex64 or complex128 (halves are converted to
+            float32).
+        pivots: [..., n] int32, with the batch of LU.
+        B: [..., n, k], or with left=False [..., k, n], of the dtype of LU; the batches of LU and B broadcast.
+        left: with False solve X A = B.
+        adjoint: with True solve Aᴴ X = B or X Aᴴ = B.
+
+    Returns:
+        [..., n, k], or with left=False [..., k, n]. Where U has a zero on its diagonal, inf and NaN; no error.
+
+    Differentiable with respect to LU and B, in reverse and forward mode, to every order: X = U⁻¹ L⁻¹ Pᵀ B, two
+    triangular solves around a permutation of rows, never a dense P nor a second factorization.
+
+    Raises:
+        TypeError: an argument is no tensor. NotImplementedError: any other dtype. RuntimeError: LU and B differ in
+        dtype, pivots are not int32, LU is not square, or the shapes do not fit each other.
+    """
+    name = "linalg.lu_solve"
+    for argument, x in (("LU", LU), ("pivots", pivots), ("B", B)):
+        _require_tensor(name, argument, x)
+    LU, B = _computed(name, "LU", LU), _computed(name, "B", B)
+    _require_system(name, LU, pivots, B, left)
+    with without_autocast(LU):
+        if left:
+            return _solve(LU, pivots, B, adjoint)
+        return _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
+
+
+def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:
+    """A⁻¹ B = U⁻¹ L⁻¹ Pᵀ B, or with adjoint A⁻ᴴ B = P L⁻ᴴ U⁻ᴴ B."""
+    batch = torch.broadcast_shapes(LU.shape[:-2], B.shape[:-2])
+    B = B.expand(*batch, *B.shape[-2:])
+    order = ops.permutation(pivots, LU.shape[-1])
+    if adjoint:
+        LUH = LU.mT.conj_physical()
+        Y = solve_triangular(LUH, B, upper=False)
+        Y = solve_triangular(LUH, Y, upper=True, unitriangular=True)
+        return _permute(Y, order.argsort())
+    Y = solve_triangular(LU, _permute(B, order), upper=False, unitriangular=True)
+    return solve_triangular(LU, Y, upper=True)
+
+
+def _permute(Y: Tensor, order: Tensor) -> Tensor:
+    """The rows of each matrix of Y in the given order, which is broadcast to the batch of Y."""
+    return permute_rows(Y, row_index(order.expand(Y.shape[:-1]))).view(Y.shape)
+
+
+def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool) -> None:
+    if LU.ndim < 2 or LU.shape[-2] != LU.shape[-1]:
+        raise RuntimeError(f"`{name}` expects LU of shape [..., n, n]; got {tuple(LU.shape)}")
+    if pivots.dtype != torch.int32 or pivots.shape != LU.shape[:-1]:
+        raise RuntimeError(
+            f"`{name}` expects pivots of dtype torch.int32 and shape {tuple(LU.shape[:-1])}; "
+            f"got {pivots.dtype} and {tuple(pivots.shape)}"
+        )
+    if B.dtype != LU.dtype:
+        raise RuntimeError(f"`{name}` expects LU and B of the same dtype; got {LU.dtype} and {B.dtype}")
+    n = LU.shape[-1]
+    if B.ndim < 2 or B.shape[-2 if left else -1] != n:
+        expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
+        raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
+    batches = tuple(LU.shape[:-2]), tuple(B.shape[:-2])
+    if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
+        raise RuntimeError(f"`{name}` expects batches of LU and B that broadcast; got {batches[0]} and {batches[1]}")

@@ -1,4 +1,4 @@
-"""The operators `torch.ops.triton_lu.*`: schemas, shapes for tracing, batching rules, implementations per backend.
+"""The operators `torch.ops.triton_lu.*`: schemas, shapes for tracing, implementations, batching and autocast rules.
 
 Operators are opaque to compilers: one node in a graph, whatever number of kernels they launch. Derivatives are
 registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, every other matrix result row-major.
@@ -13,13 +13,14 @@ from torch import Tensor
 
 from triton_lu import aten, plan
 from triton_lu.backend import current
+from triton_lu.precision import full_precision
 from triton_lu.storage import empty_factors, empty_row_major
 
 _library = torch.library.Library("triton_lu", "DEF")
 
 
-def _define(schema: str) -> torch._ops.OpOverload:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+def _define(schema: str, *tags: torch.Tag) -> torch._ops.OpOverload:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     return getattr(torch.ops.triton_lu, schema.partition("(")[0]).default
 
 
@@ -27,7 +28,7 @@ factor = _define("factor(Tensor A, bool pivot=True) -> (Tensor LU, Tensor pivots
 vjp = _define("vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor")
 jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
 permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
-check = _define("check(Tensor infos, str name) -> ()")
+check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe)  # it waits for the infos
 torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
 
 
@@ -83,7 +84,8 @@ def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor
         from triton_lu import driver  # imports Triton
 
         return driver.factor(A, pivot)
-    return aten.factor(A, pivot)
+    with full_precision(A):
+        return aten.factor(A, pivot)
 
 
 def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
@@ -92,7 +94,8 @@ def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool)
         from triton_lu import driver
 
         return getattr(driver, name)(LU, pivots, X)
-    return getattr(aten, name)(LU, pivots, X)
+    with full_precision(X):
+        return getattr(aten, name)(LU, pivots, X)
 
 
 for _key in ("CPU", "CUDA"):
@@ -142,3 +145,18 @@ def _vmap(op: torch._ops.OpOverload) -> Callable[..., Any]:
 
 for _op in (factor, vjp, jvp, permutation):
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)
+
+
+def _check_batched(info: Any, in_dims: tuple[int, None], infos: Tensor, name: str) -> tuple[None, None]:
+    check(infos.movedim(in_dims[0], 0), name)
+    return None, None
+
+
+torch.library.register_vmap(check, _check_batched, lib=_library)
+
+
+# Autocast: LU in single precision, with autocast off for the operations inside
+
+for _op in (factor, vjp, jvp):
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(_op, _device, torch.float32, lib=_library)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,23 +20,25 @@ import triton_lu
 from triton_lu.bench.problems import Problem
 
 Function = Callable[[], tuple[Any, ...]]  # of tensors, or JAX's arrays
-Factor = Callable[[Tensor], tuple[Tensor, Tensor]]  # A -> (LU, pivots)
 
 
-def _value(name: str, factor: Factor) -> Callable[[Tensor, Tensor], Tensor]:
+def _value(name: str, linalg: ModuleType) -> Callable[[Tensor, Tensor], Tensor]:
     """(A, b) -> what is computed, or differentiated."""
     if name == "logdet":
-        return lambda A, b: factor(A)[0].diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        return lambda A, b: linalg.lu_factor_ex(A).LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
     if name == "solve":
-        return lambda A, b: torch.linalg.lu_solve(*factor(A), b)
-    return lambda A, b: factor(A)[0]
+        return lambda A, b: linalg.lu_solve(*linalg.lu_factor_ex(A)[:2], b)
+    return lambda A, b: linalg.lu_factor_ex(A).LU
 
 
 def _with_torch(
-    problem: Problem, device: torch.device, factor: Factor, compile: Callable[[Any], Any] = lambda function: function
+    problem: Problem,
+    device: torch.device,
+    linalg: ModuleType,
+    compile: Callable[[Any], Any] = lambda function: function,
 ) -> Function:
     A, b, G, V = (x.to(device) for x in _arguments(problem))
-    value = compile(_value(problem.name, factor))
+    value = compile(_value(problem.name, linalg))
     if problem.name == "forward":
         return lambda: (value(A, b),)
     if problem.name == "jvp":
@@ -68,21 +71,11 @@ def _arguments(problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return A, b, G, problem.gaussian(2)
 
 
-def _triton_lu_factor(A: Tensor) -> tuple[Tensor, Tensor]:
-    LU, pivots, _ = triton_lu.lu(A, get_infos=True)
-    return LU, pivots
-
-
-def _torch_factor(A: Tensor) -> tuple[Tensor, Tensor]:
-    LU, pivots, _ = torch.linalg.lu_factor_ex(A)
-    return LU, pivots
-
-
 def _with_torch_compile(problem: Problem, device: torch.device) -> Function:
     torch.compiler.reset()
     # a backward may write into donated buffers, and could be called only once
     with torch._functorch.config.patch(donated_buffer=False):  # type: ignore[attr-defined]
-        function = _with_torch(problem, device, _torch_factor, partial(torch.compile, fullgraph=True, dynamic=False))
+        function = _with_torch(problem, device, torch.linalg, partial(torch.compile, fullgraph=True, dynamic=False))
         function()
     return function
 
@@ -147,8 +140,8 @@ class Provider:
 
 
 PROVIDERS = {
-    "triton_lu": Provider(partial(_with_torch, factor=_triton_lu_factor)),
-    "torch": Provider(partial(_with_torch, factor=_torch_factor)),
+    "triton_lu": Provider(partial(_with_torch, linalg=triton_lu.linalg)),
+    "torch": Provider(partial(_with_torch, linalg=torch.linalg)),
     "torch.compile": Provider(_with_torch_compile),
     "jax": Provider(_with_jax, "jax", is_torch=False),
     "flag_gems": Provider(_with_flag_gems, "flag_gems"),

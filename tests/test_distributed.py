@@ -1,0 +1,246 @@
+"""DTensor, FSDP2 and DDP, in two processes on CPUs."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import Processes
+from readme import examples
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+import triton_lu
+
+SIZE = 2
+GATHER, REDUCE, SCATTER = ({name: 1} for name in ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor"))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    group = Processes(SIZE)
+    yield group
+    group.stop()
+
+
+@cache
+def mesh():
+    return init_device_mesh("cpu", (SIZE,))
+
+
+def distribute(A, placement):
+    if placement.is_partial():
+        return DTensor.from_local(A / SIZE, mesh(), [placement])
+    return distribute_tensor(A, mesh(), [placement])
+
+
+def counts(mode):
+    return {op.__name__.rpartition(".")[2]: count for op, count in mode.get_comm_counts().items() if count}
+
+
+def forward_and_backward(shape, placement, pivot, forward, backward):
+    A = torch.randn(shape, dtype=torch.float64)
+    G = torch.randn_like(A)
+    D = distribute(A, placement).requires_grad_()
+    with CommDebugMode() as communication:
+        LU, pivots = triton_lu.lu(D, pivot)
+        assert counts(communication) == forward
+    cotangent = distribute_tensor(G, LU.device_mesh, LU.placements)
+    with CommDebugMode() as communication:
+        LU.backward(cotangent)
+        assert counts(communication) == backward
+    A.requires_grad_()
+    expected = triton_lu.lu(A, pivot)
+    expected[0].backward(G)
+    assert LU.placements == pivots.placements
+    assert LU.stride() == expected[0].stride()
+    assert_close(LU.full_tensor(), expected[0])
+    assert_close(pivots.full_tensor(), expected[1])
+    assert_close(D.grad.full_tensor(), A.grad)
+
+
+@pytest.mark.parametrize(
+    ("shape", "placement", "collectives"),
+    [
+        ((4, 5, 5), Shard(0), {}),
+        ((3, 6, 4), Shard(0), {}),  # two matrices in one process, one in the other
+        ((2, 4, 4, 6), Shard(1), {}),
+        ((4, 5, 5), Replicate(), {}),
+        ((4, 5, 5), Shard(1), GATHER),
+        ((4, 5, 6), Shard(2), GATHER),
+        ((5, 5), Shard(0), GATHER),
+        ((7, 5), Shard(1), GATHER),
+        ((5, 5), Partial(), REDUCE),
+        ((4, 5, 5), Partial(), SCATTER),  # the reduced batch remains sharded
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pivot", [True, False])
+def test_dtensor(processes, shape, placement, collectives, pivot):
+    processes.run(forward_and_backward, shape, placement, pivot, collectives, {})
+
+
+def cotangents():
+    """The gradient goes by the matrices that a process has; cotangents placed otherwise are brought there."""
+    A, G = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    D = distribute(A, Shard(0)).requires_grad_()
+    LU, _ = triton_lu.lu(D)
+    expected = torch.ops.triton_lu.vjp(LU.full_tensor(), triton_lu.lu(A)[1], G)
+    for placement, collectives in ((Replicate(), {}), (Partial(), SCATTER)):
+        X = distribute(G, placement)
+        with CommDebugMode() as communication:
+            (grad,) = torch.autograd.grad(LU, D, X, retain_graph=True)
+            assert counts(communication) == collectives
+        assert grad.placements == D.placements
+        assert_close(grad.full_tensor(), expected)
+
+
+def other_operators():
+    A, E = torch.randn(2, 4, 7, 5, dtype=torch.float64)
+    A, E = (distribute(X, Shard(0)) for X in (A, E))
+    with CommDebugMode() as communication:
+        LU, pivots = triton_lu.lu(A)
+        dLU = torch.ops.triton_lu.jvp(LU, pivots, E)
+        orders = [triton_lu.permutation(pivots, m) for m in (7, 9)]
+        P, L, U = triton_lu.linalg.lu(A)
+        assert counts(communication) == {}
+    B, pivots = triton_lu.lu(A.full_tensor())
+    assert_close(dLU.full_tensor(), torch.ops.triton_lu.jvp(B, pivots, E.full_tensor()))
+    for order, m in zip(orders, (7, 9), strict=True):
+        assert_close(order.full_tensor(), triton_lu.permutation(pivots, m))
+    assert_close((P @ L @ U).full_tensor(), A.full_tensor())
+    assert {X.placements for X in (dLU, *orders, P, L, U)} == {(Shard(0),)}
+
+
+def two_dimensions_of_devices():
+    A = torch.randn(4, 6, 6, dtype=torch.float64)
+    for shape in ((SIZE, 1), (1, SIZE)):
+        D = distribute_tensor(A, init_device_mesh("cpu", shape), [Shard(0), Shard(1)]).requires_grad_()
+        LU, _ = triton_lu.lu(D)
+        LU.sum().backward()
+        assert LU.placements[0] == Shard(0)
+        assert_close(LU.full_tensor(), triton_lu.lu(A)[0])
+        assert_close(D.grad.full_tensor(), torch.func.grad(lambda A: triton_lu.lu(A)[0].sum())(A))
+
+
+def singular_matrix():
+    A = torch.randn(4, 5, 5)
+    A[3, :, 1] = 0
+    D = distribute(A, Shard(0))
+    if dist.get_rank() == 0:
+        triton_lu.lu(D)
+    else:  # the process that has the matrix, and by its place there
+        with pytest.raises(torch.linalg.LinAlgError, match=r"`lu`: batch element 1: U\[2, 2\]"):
+            triton_lu.lu(D)
+
+
+def example_of_the_readme():
+    names = {"torch": torch, "triton_lu": triton_lu, "mesh": mesh()}
+    for example in examples("Distributed"):
+        exec(example, names)
+    names["LU"].sum().backward()
+    assert names["A"].grad.placements == names["LU"].placements == (Shard(0),)
+
+
+def first_use_in_inference_mode():
+    with torch.inference_mode():
+        LU, _ = triton_lu.lu(distribute(torch.randn(2, 3, 3), Shard(0)))
+    assert LU.placements == (Shard(0),)
+
+
+def compiled():
+    torch._dynamo.reset()
+    A = torch.randn(4, 5, 5, dtype=torch.float64)
+    D = distribute(A, Shard(0)).requires_grad_()
+
+    def loss(A):
+        return triton_lu.lu(A)[0].square().sum()
+
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(D).backward()
+    assert D.grad.placements == D.placements
+    assert_close(D.grad.full_tensor(), torch.func.grad(loss)(A))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        first_use_in_inference_mode,
+        example_of_the_readme,
+        cotangents,
+        other_operators,
+        two_dimensions_of_devices,
+        singular_matrix,
+    ],
+)
+def test_dtensor_operators(processes, function):
+    processes.run(function)
+
+
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="before PyTorch 2.13 compilation records the propagation of shardings"
+)
+def test_compiled_dtensor(processes):
+    processes.run(compiled)
+
+
+class Mixing(torch.nn.Module):
+    """An invertible linear layer: outputs and log |det W|, the term of a flow's likelihood."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(n, n) / n**0.5 + torch.eye(n))
+
+    def forward(self, X):
+        LU, _ = triton_lu.lu(self.weight)
+        return X @ self.weight, LU.diagonal().abs().log().sum()
+
+
+class Flow(torch.nn.Sequential):
+    def forward(self, X):
+        total = 0
+        for layer in self:
+            X, logdet = layer(X.tanh())
+            total = total + logdet
+        return X.square().sum(-1).mean() / 2 - total
+
+
+def train(model, X):
+    """Three steps of gradient descent; the losses."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(X)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def data_parallel(wrapper):
+    """Each process has its part of the data, and what comes out is as with one process that has all of it."""
+    model, X = Flow(Mixing(5), Mixing(5)), torch.randn(8, 5)
+    reference = Flow(Mixing(5), Mixing(5))
+    reference.load_state_dict(model.state_dict())
+    losses = train(wrapper(model), X.chunk(SIZE)[dist.get_rank()])
+    mean = torch.stack(losses)
+    dist.all_reduce(mean)
+    assert_close(mean / SIZE, torch.stack(train(reference, X)))
+    for parameter, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        assert_close(whole, expected)
+
+
+def fsdp(model):
+    for layer in model:
+        fully_shard(layer, mesh=mesh())
+    return fully_shard(model, mesh=mesh())
+
+
+@pytest.mark.parametrize("wrapper", [fsdp, DistributedDataParallel])
+def test_data_parallel_training(processes, wrapper):
+    processes.run(data_parallel, wrapper)

@@ -1,0 +1,66 @@
+"""torch.export and AOTInductor: programs that are written to files and run without their Python source."""
+
+from io import BytesIO
+
+import pytest
+import torch
+from readme import examples
+from torch.autograd import grad
+from torch.export import Dim, export, load, save
+
+import triton_lu
+
+BATCH = ({0: Dim("batch")},)
+
+
+class Factors(torch.nn.Module):
+    def forward(self, A):
+        return triton_lu.linalg.lu_factor_ex(A).LU.sin()
+
+
+class Checked(torch.nn.Module):
+    def forward(self, A):
+        LU, pivots = triton_lu.lu(A)
+        return LU.cos(), triton_lu.permutation(pivots, A.shape[-2])
+
+
+def matrix(*shape):
+    return torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+
+def test_an_exported_program_is_saved_loaded_and_differentiated():
+    file = BytesIO()
+    save(export(Factors(), (matrix(3, 4, 4).detach(),), dynamic_shapes=BATCH), file)
+    program = load(BytesIO(file.getvalue())).module()
+    for A in (matrix(3, 4, 4), matrix(5, 4, 4)):
+        torch.testing.assert_close(program(A), Factors()(A))
+        ours, theirs = (grad(f(A).square().sum(), A, create_graph=True)[0] for f in (program, Factors()))
+        torch.testing.assert_close(ours, theirs)
+        ours, theirs = (grad(g.square().sum(), A)[0] for g in (ours, theirs))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_an_exported_program_checks_for_singular_matrices():
+    program = export(Checked(), (matrix(3, 4, 4).detach(),), dynamic_shapes=BATCH).module()
+    with pytest.raises(torch.linalg.LinAlgError, match=r"batch element 0: U\[1, 1\]"):
+        program(torch.zeros(2, 4, 4, dtype=torch.float64))
+
+
+def test_aot_inductor(tmp_path, monkeypatch):
+    """The example of the README: a gradient as a library for any batch, which calls the operators of this process."""
+
+    def loss(A):
+        cosines, order = Checked()(A)
+        return (cosines * order[..., None]).sum()
+
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "loss": loss, "A": matrix(3, 4, 4).detach()}
+    for example in examples("Compiled and exported"):
+        exec(example, names)
+    run = names["run"]
+    for batch in (3, 7):
+        A = matrix(batch, 4, 4).detach()
+        torch.testing.assert_close(run(A), torch.func.grad(loss)(A))
+    if torch.__version__ >= "2.13":  # programs compiled by PyTorch 2.11 print the errors of operators and go on
+        with pytest.raises(RuntimeError, match="singular"):
+            run(torch.zeros(2, 4, 4, dtype=torch.float64))

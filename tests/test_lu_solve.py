@@ -1,0 +1,189 @@
+"""`linalg.lu_solve`: values and errors beside torch.linalg, derivatives of every order."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch.autograd import grad, gradcheck, gradgradcheck
+from torch.func import hessian, jacfwd, jacrev, vmap
+
+import triton_lu
+from triton_lu.linalg import lu_solve
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+BATCHES = (((), ()), ((3,), (3,)), ((3,), ()), ((), (2, 3)), ((3, 1), (2,)), ((0,), ()), ((1,), (4,)))
+every_equation = pytest.mark.parametrize(("left", "adjoint"), list(product([True, False], repeat=2)))
+
+
+def system(n, k, left=True, batch=(), batch_of_B=(), dtype=torch.float64):
+    LU, pivots = torch.linalg.lu_factor(torch.randn(*batch, n, n, dtype=dtype))
+    return LU, pivots, torch.randn(*batch_of_B, *((n, k) if left else (k, n)), dtype=dtype)
+
+
+@every_equation
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("batch", "batch_of_B"), BATCHES, ids=str)
+def test_values_are_those_of_torch(batch, batch_of_B, dtype, left, adjoint):
+    tolerance = 1e-3 if torch.finfo(dtype).bits == 32 else 1e-9
+    for n, k in ((5, 2), (1, 1), (4, 0), (0, 3), (0, 0), (40, 3)):
+        problem = system(n, k, left, batch, batch_of_B, dtype)
+        ours = lu_solve(*problem, left=left, adjoint=adjoint)
+        theirs = torch.linalg.lu_solve(*problem, left=left, adjoint=adjoint)
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@every_equation
+def test_solves_the_equation(left, adjoint):
+    A = torch.randn(3, 6, 6, dtype=torch.complex128)
+    B = torch.randn(6, 6, dtype=torch.complex128)
+    X = lu_solve(*triton_lu.lu(A), B, left=left, adjoint=adjoint)
+    coefficients = A.mH if adjoint else A
+    torch.testing.assert_close(coefficients @ X if left else X @ coefficients, B.expand(3, 6, 6))
+
+
+def test_any_strides():
+    LU, pivots, B = system(5, 4, batch=(3,), batch_of_B=(3,), dtype=torch.complex128)
+    expected = torch.linalg.lu_solve(LU, pivots, B)
+    strided = torch.empty(6, 5, 8, dtype=B.dtype)[::2, :, ::2].copy_(B)
+    for same in (B.mT.contiguous().mT, strided, B.conj_physical().conj()):
+        torch.testing.assert_close(lu_solve(LU.contiguous(), pivots, same), expected)
+
+
+def test_singular_raises_nothing():
+    A = torch.randn(2, 3, 3, dtype=torch.float64)
+    A[1, :, 1] = 0
+    LU, pivots, _ = triton_lu.linalg.lu_factor_ex(A)
+    X = lu_solve(LU, pivots, torch.ones(3, 1, dtype=torch.float64))
+    assert X[0].isfinite().all()
+    assert not X[1].isfinite().all()
+
+
+@every_equation
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(("batch", "batch_of_B"), [((), ()), ((2,), ()), ((), (2,))], ids=str)
+def test_gradcheck(batch, batch_of_B, dtype, left, adjoint):
+    LU, pivots, B = system(3, 2, left, batch, batch_of_B, dtype)
+
+    def solve(LU, B):
+        return lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+
+    problem = (LU.requires_grad_(), B.requires_grad_())
+    assert gradcheck(
+        solve, problem, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True, fast_mode=True
+    )
+    assert gradgradcheck(solve, problem, check_fwd_over_rev=True, check_batched_grad=True, fast_mode=True)
+
+
+@every_equation
+def test_gradient_is_that_of_torch(left, adjoint):
+    """Through the factorization, and with respect to both triangles of LU."""
+    A = torch.randn(3, 5, 5, dtype=torch.complex128, requires_grad=True)
+    B = torch.randn(5, 5, dtype=torch.complex128, requires_grad=True)
+    gradients = []
+    for linalg in (triton_lu.linalg, torch.linalg):
+        LU, pivots = linalg.lu_factor(A)
+        X = linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+        gradients.append(grad(X.abs().sum(), (A, B, LU)))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jacrev,
+        jacfwd,
+        hessian,
+        lambda f: jacfwd(jacfwd(f)),
+        lambda f: jacrev(jacfwd(f)),
+        vmap,
+        lambda f: vmap(jacrev(f)),
+        lambda f: vmap(f, in_dims=1, out_dims=-1),
+    ],
+)
+def test_func_transforms(transform):
+    """Of the solution of A X = I, whose derivatives are those of the inverse."""
+    A = torch.randn(2, 2, 2, dtype=torch.float64)
+
+    def inverse(A):
+        return lu_solve(*triton_lu.lu(A, get_infos=True)[:2], torch.eye(A.shape[-1], dtype=A.dtype))
+
+    torch.testing.assert_close(transform(inverse)(A), transform(torch.linalg.inv)(A), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, 0, None), (None, None, 0), (None, None, -1)])
+def test_vmap_over_some_arguments(in_dims):
+    LU, pivots, B = system(4, 3, batch=(5,), batch_of_B=(5,))
+    if in_dims[0] is None:
+        LU, pivots = LU[0], pivots[0]
+    if in_dims[2] is None:
+        B = B[0]
+    ours, theirs = (
+        vmap(solve, in_dims)(LU, pivots, B.movedim(0, -1) if in_dims[2] == -1 else B)
+        for solve in (lu_solve, torch.linalg.lu_solve)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("left", "adjoint", "backend"),
+    [(True, False, "inductor"), *((*equation, "aot_eager") for equation in product([True, False], repeat=2))],
+)
+def test_compiled(left, adjoint, backend):
+    def solve(A, B):
+        return lu_solve(*triton_lu.lu(A), B, left=left, adjoint=adjoint)
+
+    compiled = torch.compile(solve, backend=backend, fullgraph=True, dynamic=True)
+    for batch, n in (((3,), 4), ((2,), 5)):
+        A = torch.randn(*batch, n, n, dtype=torch.float64, requires_grad=True)
+        B = torch.randn(n, n, dtype=torch.float64, requires_grad=True)
+        X = compiled(A, B)
+        torch.testing.assert_close(X, solve(A, B))
+        torch.testing.assert_close(grad(X.sum(), (A, B)), grad(solve(A, B).sum(), (A, B)))
+
+
+def test_no_matrix_is_formed_but_the_solutions():
+    """No dense P, no second factorization: every result of the forward has the shape of B, LU or pivots."""
+    LU, pivots, B = system(6, 2)
+    LU.requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        lu_solve(LU, pivots, B)
+    assert {x.data_ptr() for x in saved if x.shape == LU.shape} == {LU.data_ptr()}
+
+
+class TestErrors:
+    LU = torch.eye(4).expand(3, 4, 4)
+    pivots = torch.arange(1, 5, dtype=torch.int32).expand(3, 4)
+    B = torch.ones(3, 4, 2)
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            ({"LU": [[1.0]]}, "LU to be a torch.Tensor; got list"),
+            ({"pivots": [1]}, "pivots to be a torch.Tensor; got list"),
+            ({"B": 1.0}, "B to be a torch.Tensor; got float"),
+            ({"LU": LU.int(), "B": B.int()}, "LU of float16, bfloat16, float32, .*; got torch.int32"),
+            ({"LU": LU[0, 0]}, r"LU of shape \[..., n, n\]; got \(4,\)"),
+            ({"LU": LU[..., :3], "pivots": pivots[..., :3]}, r"LU of shape \[..., n, n\]; got \(3, 4, 3\)"),
+            ({"pivots": pivots.long()}, r"dtype torch.int32 and shape \(3, 4\); got torch.int64 and \(3, 4\)"),
+            ({"pivots": pivots[..., :3]}, r"shape \(3, 4\); got torch.int32 and \(3, 3\)"),
+            ({"pivots": pivots[0]}, r"shape \(3, 4\); got torch.int32 and \(4,\)"),
+            ({"B": B.double()}, "same dtype; got torch.float32 and torch.float64"),
+            ({"B": B[0, :, 0]}, r"B of shape \[..., 4, k\]; got \(4,\)"),
+            ({"B": B.mT}, r"B of shape \[..., 4, k\]; got \(3, 2, 4\)"),
+            ({"left": False}, r"B of shape \[..., k, 4\]; got \(3, 4, 2\)"),
+        ],
+    )
+    def test_bad_input_raises_the_type_of_torch(self, changed, message):
+        arguments = {"LU": self.LU, "pivots": self.pivots, "B": self.B, **changed}
+        with pytest.raises(Exception) as torch_error:  # noqa: PT011
+            torch.linalg.lu_solve(**arguments)
+        with pytest.raises(type(torch_error.value), match=f"`linalg.lu_solve` expects .*{message}"):
+            lu_solve(**arguments)
+
+    def test_batches_that_do_not_broadcast(self):
+        with pytest.raises(RuntimeError):
+            torch.linalg.lu_solve(self.LU, self.pivots, self.B[:2])
+        with pytest.raises(RuntimeError, match=r"`linalg.lu_solve` expects .*\(3,\) and \(2,\)"):
+            lu_solve(self.LU, self.pivots, self.B[:2])

@@ -1,0 +1,409 @@
+"""`override` and `install`: PyTorch's own functions run on this package, and no derivative is lost."""
+
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.autograd import forward_ad, grad
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
+from torch.linalg import lu_factor as imported_before
+from torch.utils.checkpoint import checkpoint
+
+import triton_lu
+
+FUNCTIONS = {
+    "torch.linalg.lu_factor": lambda A: torch.linalg.lu_factor(A).LU,
+    "torch.linalg.lu_factor_ex": lambda A: torch.linalg.lu_factor_ex(A).LU,
+    "torch.linalg.lu": lambda A: torch.cat(torch.linalg.lu(A)[1:], -1),
+    "torch.lu": lambda A: torch.lu(A)[0],
+    "torch.Tensor.lu": lambda A: A.lu()[0],
+    "torch.linalg.lu_solve": lambda A: torch.linalg.lu_solve(*packed(A), A.mT, left=False, adjoint=True),
+    "torch.lu_solve": lambda A: torch.lu_solve(A.mT, *packed(A)),
+    "torch.Tensor.lu_solve": lambda A: A.mT.lu_solve(*packed(A)),
+}
+every_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def packed(A):
+    """Without pivoting, so that LU may be factored itself."""
+    return A, torch.arange(1, A.shape[-1] + 1, dtype=torch.int32).expand(A.shape[:-1])
+
+
+def matrix(*shape):
+    return torch.randn(shape, dtype=torch.float64) + 4 * torch.eye(shape[-1], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.lu and torch.lu_solve are deprecated
+        yield
+    triton_lu.uninstall()
+
+
+@pytest.fixture
+def installed():
+    triton_lu.install()
+
+
+def runs_here(function, A):
+    """Whether `function` reaches the operators of this package."""
+    with torch.profiler.profile() as profile:
+        function(A)
+    return any(event.name.startswith("triton_lu::") for event in profile.events())
+
+
+# Values and derivatives of every replaced function, for `override` and `install` alike
+
+
+@pytest.fixture(params=["override", "install"])
+def taken_over(request):
+    if request.param == "install":
+        triton_lu.install()
+    return triton_lu.override if request.param == "override" else nullcontext
+
+
+@every_function
+def test_replaced_and_equal_to_torch(name, taken_over):
+    A, function = matrix(3, 4, 4), FUNCTIONS[name]
+    triton_lu.uninstall()
+    expected = function(A)
+    assert not runs_here(function, A)
+    if taken_over is nullcontext:
+        triton_lu.install()
+    with taken_over():
+        assert runs_here(function, A)
+        ours = function(A)
+    torch.testing.assert_close(ours, expected)
+
+
+TRANSFORMS = {
+    "jacrev": jacrev,
+    "jacfwd": jacfwd,
+    "hessian": hessian,
+    "forward over forward": lambda f: jacfwd(jacfwd(f)),
+    "reverse over forward": lambda f: jacrev(jacfwd(f)),
+    "vmap": vmap,
+    "vmap of jacrev": lambda f: vmap(jacrev(f)),
+    "jvp": lambda f: lambda A: jvp(f, (A,), (A.sin(),))[1],
+}
+
+
+@every_function
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_every_derivative(name, transform, taken_over):
+    A, function = matrix(2, 3, 3), TRANSFORMS[transform](FUNCTIONS[name])
+    with taken_over():
+        ours = function(A)
+    triton_lu.uninstall()
+    expected = function(A)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(ours, expected)
+
+
+@every_function
+def test_autograd_and_forward_mode(name, taken_over):
+    A, E, function = matrix(3, 4, 4).requires_grad_(), matrix(3, 4, 4), FUNCTIONS[name]
+    with taken_over():
+        value = function(A)
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(function(forward_ad.make_dual(A.detach(), E))).tangent
+    assert value.requires_grad
+    first = grad(value.sin().sum(), A, create_graph=True)[0]
+    second = grad(first.sin().sum(), A)[0]
+    triton_lu.uninstall()
+    expected_first = grad(function(A).sin().sum(), A, create_graph=True)[0]
+    torch.testing.assert_close(first, expected_first)
+    torch.testing.assert_close(second, grad(expected_first.sin().sum(), A)[0])
+    torch.testing.assert_close(tangent, jvp(function, (A.detach(),), (E,))[1])
+
+
+@every_function
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(name, backend, taken_over):
+    A, function = matrix(3, 4, 4).requires_grad_(), FUNCTIONS[name]
+    with taken_over():
+        compiled = torch.compile(function, backend=backend, fullgraph=True)
+        value = compiled(A)
+        (ours,) = grad(value.sin().sum(), A)
+        assert runs_here(compiled, A)
+    triton_lu.uninstall()
+    torch.testing.assert_close(value, function(A))
+    torch.testing.assert_close(ours, grad(function(A).sin().sum(), A)[0])
+
+
+def names(result):
+    """Of a named tuple."""
+    return {name for name in ("P", "L", "U", "LU", "pivots", "info") if hasattr(result, name)}
+
+
+def test_results_are_the_tuples_of_torch(taken_over):
+    A = matrix(3, 4, 4)
+    calls = (
+        lambda: torch.linalg.lu_factor(A),
+        lambda: torch.linalg.lu_factor_ex(A),
+        lambda: torch.linalg.lu(A),
+        lambda: torch.lu(A),
+        lambda: torch.lu(A, get_infos=True),
+        lambda: A.lu(True, True),
+    )
+    with taken_over():
+        ours = [call() for call in calls]
+    triton_lu.uninstall()
+    for result, call in zip(ours, calls, strict=True):
+        expected = call()
+        assert names(result) >= names(expected)
+        for x, y in zip(result, expected, strict=True):
+            assert torch.equal(x, y)
+            assert x.stride() == y.stride()
+
+
+def test_singular_matrices_raise_where_they_do_in_torch(taken_over):
+    A = torch.zeros(3, 3)
+    with taken_over():
+        for function in (torch.linalg.lu_factor, lambda A: torch.linalg.lu_factor_ex(A, check_errors=True)):
+            with pytest.raises(RuntimeError, match=r"lu_factor.*U\[1, ?1\]"):
+                function(A)
+        for function in (torch.lu, torch.Tensor.lu, torch.linalg.lu, torch.linalg.lu_factor_ex):
+            assert runs_here(function, A)
+
+
+def outcome(function, *args, **kwargs):
+    """The result, or the type and text of the error."""
+    try:
+        return [x.clone() for x in function(*args, **kwargs)]
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize(
+    "A", [[[1.0]], torch.eye(2).half(), torch.eye(2).bfloat16(), torch.ones(2, 2, dtype=torch.int8)], ids=str
+)
+@pytest.mark.parametrize("function", [torch.linalg.lu_factor_ex, torch.linalg.lu, torch.lu])
+def test_what_torch_does_not_take_is_left_to_it(function, A, taken_over):
+    with taken_over():
+        ours = outcome(function, A)
+    triton_lu.uninstall()
+    assert ours == outcome(function, A)
+
+
+def test_out_is_left_to_torch(taken_over):
+    A = matrix(3, 4, 4)
+    out = tuple(torch.empty_like(x) for x in torch.linalg.lu_factor_ex(A))
+    solution = torch.empty_like(A)
+    with taken_over():
+        assert not runs_here(lambda A: torch.linalg.lu_factor_ex(A, out=out), A)
+        assert not runs_here(lambda A: torch.lu_solve(A, *packed(A), out=solution), A)
+        assert runs_here(lambda A: torch.lu(A, out=None), A)
+        with pytest.raises(RuntimeError, match=r"out=\.\.\. arguments don't support automatic differentiation"):
+            torch.linalg.lu_factor_ex(A.requires_grad_(), out=out)
+    assert torch.equal(out[0], torch.linalg.lu_factor_ex(A.detach()).LU)
+
+
+def test_checkpointing(taken_over):
+    A = matrix(4, 4).requires_grad_()
+    with taken_over():
+        (ours,) = grad(checkpoint(lambda A: torch.lu(A)[0].sin().sum(), A, use_reentrant=False), A)
+    triton_lu.uninstall()
+    torch.testing.assert_close(ours, grad(torch.lu(A)[0].sin().sum(), A)[0])
+
+
+# override
+
+
+def test_calls_are_counted_by_name():
+    A = matrix(4, 4)
+    with triton_lu.override() as override:
+        for function in FUNCTIONS.values():
+            function(A)
+        imported_before(A)
+        torch.linalg.det(A)
+        torch.lu_unpack(*packed(A))
+    assert override.calls == {**dict.fromkeys(FUNCTIONS, 1), "torch.linalg.lu_factor": 2}
+
+
+def test_out_by_position_is_left_to_torch():
+    A = matrix(3, 4, 4)
+    out = tuple(torch.empty_like(x) for x in torch.linalg.lu_factor_ex(A))
+    with triton_lu.override() as override:
+        torch.lu(A, True, True, out)
+    assert not override.calls
+    assert torch.equal(out[0], triton_lu.lu(A)[0])
+
+
+def test_nests_and_ends_with_the_block():
+    A = matrix(3, 3)
+    outer, inner = triton_lu.override(), triton_lu.override()
+    with outer:
+        torch.linalg.lu_factor(A)
+        with inner:
+            torch.linalg.lu_factor(A)
+        with outer:
+            torch.linalg.lu_factor(A)
+    with pytest.raises(ValueError, match="on purpose"), outer:
+        raise ValueError("on purpose")
+    assert not runs_here(torch.linalg.lu_factor, A)
+    assert (outer.calls.total(), inner.calls.total()) == (2, 1)
+
+
+def test_decorator():
+    override = triton_lu.override()
+
+    @override
+    def function(A, n):
+        """Calls itself."""
+        return torch.linalg.lu_factor(A).LU + (function(A, n - 1) if n else 0)
+
+    function(matrix(3, 3), 2)
+    assert override.calls == {"torch.linalg.lu_factor": 3}
+    assert function.__doc__ == "Calls itself."
+
+
+def test_holds_for_its_thread_only():
+    A, found = matrix(3, 3), []
+    with triton_lu.override() as override:
+        thread = threading.Thread(target=lambda: found.append(torch.linalg.lu_factor(A)))
+        thread.start()
+        thread.join()
+    assert found
+    assert not override.calls
+
+
+def test_subclasses_that_handle_functions_themselves_are_left_to_do_so():
+    class Answers(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            return "mine"
+
+    with triton_lu.override() as override:
+        assert torch.linalg.lu_factor(matrix(3, 3).as_subclass(Answers)) == "mine"
+        torch.linalg.lu_factor(torch.nn.Parameter(matrix(3, 3)))
+    assert override.calls.total() == 1
+
+
+def test_meta_tensors_are_left_to_torch():
+    with triton_lu.override() as override:
+        assert torch.linalg.lu_factor_ex(torch.empty(2, 2, device="meta")).LU.device.type == "meta"
+    assert not override.calls
+
+
+def test_compiled_code_is_not_compiled_again():
+    A = matrix(3, 3)
+    counter = CompileCounter()
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def enters(A):
+        with triton_lu.override():
+            return torch.linalg.lu_factor(A).LU
+
+    for _ in range(3):
+        assert torch.equal(enters(A), torch.linalg.lu_factor(A).LU)
+    assert counter.frame_count == 1
+
+    compiled = torch.compile(FUNCTIONS["torch.lu"], backend=counter, fullgraph=True)
+    for _ in range(3):
+        with triton_lu.override():
+            compiled(A)
+    assert counter.frame_count == 2
+    assert not runs_here(compiled, A)  # outside the block: compiled again, and PyTorch's
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    class Module(torch.nn.Module):
+        def forward(self, A):
+            return torch.linalg.lu_factor_ex(A).LU
+
+    with triton_lu.override():
+        graph = torch.export.export(Module(), (matrix(3, 3),), strict=strict).graph
+    assert any("triton_lu.factor" in str(node.target) for node in graph.nodes)
+
+
+# install
+
+
+def test_install_and_uninstall_any_number_of_times():
+    A = matrix(3, 3)
+    tag = torch.compiler.config.cache_key_tag
+    for _ in range(2):
+        triton_lu.install()
+        triton_lu.install()
+        assert runs_here(torch.linalg.lu_factor, A)
+        assert torch.compiler.config.cache_key_tag == tag + "triton_lu"
+        triton_lu.uninstall()
+        triton_lu.uninstall()
+        assert not runs_here(torch.linalg.lu_factor, A)
+    assert torch.compiler.config.cache_key_tag == tag
+
+
+def test_install_holds_for_every_thread(installed):
+    A, found = matrix(3, 3), []
+    thread = threading.Thread(target=lambda: found.append(torch.linalg.lu_factor(A.requires_grad_()).LU.grad_fn))
+    thread.start()
+    thread.join()
+    assert type(found[0]).__name__ == "FactorRuleBackward"
+
+
+def test_install_leaves_inference_mode(installed):
+    A = matrix(3, 3)
+    with torch.inference_mode():
+        assert not runs_here(torch.linalg.lu_factor, A)
+        assert torch.equal(torch.linalg.lu_factor(A).LU, triton_lu.lu(A)[0])
+
+
+@pytest.mark.parametrize("function", [torch.linalg.det, torch.linalg.inv, torch.linalg.slogdet, torch.linalg.solve])
+def test_install_keeps_the_derivatives_of_other_operators(function, installed):
+    """Some of their backwards call the replaced operators."""
+    A = matrix(2, 3, 3).requires_grad_()
+
+    def value(A):
+        result = function(A, A.sin()) if function is torch.linalg.solve else function(A)
+        return result[1] if isinstance(result, tuple) else result
+
+    def first_and_second():
+        (first,) = grad(value(A).sin().sum(), A, create_graph=True)
+        return first, grad(first.sin().sum(), A)[0]
+
+    ours = first_and_second()
+    triton_lu.uninstall()
+    for x, y in zip(ours, first_and_second(), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_graphs_outlive_uninstall(installed):
+    A = matrix(3, 3).requires_grad_()
+    LU = torch.linalg.lu_factor(A).LU
+    triton_lu.uninstall()
+    torch.testing.assert_close(grad(LU.sum(), A), grad(torch.linalg.lu_factor(A).LU.sum(), A))
+
+
+def test_code_compiled_with_install_stays_out_of_the_caches_of_others(tmp_path):
+    """On disk PyTorch knows compiled code by the graph before autograd, which does not show what is installed."""
+    code = """
+import sys, torch
+if sys.argv[1] == "installed":
+    import triton_lu
+    triton_lu.install()
+A = torch.eye(3, requires_grad=True)
+torch.compile(lambda A: torch.linalg.lu_factor_ex(A).LU)(A).backward(torch.ones(3, 3))
+print(A.grad.sum().item(), torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"])
+"""
+    environment = {**os.environ, "TORCH_COMPILE_CACHE_KEY_TAG": str(tmp_path)}  # nothing cached before this test
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code, mode],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        ).stdout.split()
+        for mode in ("installed", "plain")
+    ]
+    assert outputs[0] == outputs[1] == ["9.0", "0"]

@@ -1,0 +1,53 @@
+"""Products of single-precision matrices in single precision, whatever else the process allows.
+
+`torch.backends.cuda.matmul.allow_tf32`, `torch.set_float32_matmul_precision` and their kin let matrix products drop 13
+of 24 bits. A factorization or its derivative would multiply that error by its condition, so PyTorch's own LU refuses.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+_settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+_lock = threading.Lock()
+_allowed: list[str] = []  # the settings outside
+_inside = 0  # calls of `_full` that have not ended, in all threads
+
+
+def full_precision(X: Tensor) -> AbstractContextManager[None]:
+    """A context in which products of matrices like X round as IEEE 754 says.
+
+    The settings belong to the process: while the context lasts, other threads lose speed, never precision.
+    """
+    if X.dtype not in (torch.float32, torch.complex64) or not (_inside or _is_reduced()):
+        return nullcontext()
+    return _full()
+
+
+def _is_reduced() -> bool:
+    return any(setting.fp32_precision not in ("none", "ieee") for setting in _settings)
+
+
+@contextmanager
+def _full() -> Iterator[None]:
+    global _inside, _allowed
+    with _lock:
+        if not _inside:
+            _allowed = [setting.fp32_precision for setting in _settings]
+            _set(["ieee"] * len(_settings))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:  # the last one out restores what the first one found
+                _set(_allowed)
+
+
+def _set(values: list[str]) -> None:
+    for setting, value in zip(_settings, values, strict=True):
+        setting.fp32_precision = value

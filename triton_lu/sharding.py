@@ -1,0 +1,29 @@
+"""Sharding rules of the operators for DTensor; importing this module registers them.
+
+A device factorizes whole matrices: batch dimensions may be sharded, at no communication; sharded rows or columns are
+gathered, and partial sums reduced, before the operator runs.
+"""
+
+from typing import Any
+
+import torch
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.experimental import register_sharding
+
+from triton_lu import ops
+
+
+def _batched(op: torch._ops.OpOverload, core: int) -> None:
+    """Register that all tensors of `op` have the batch of its first argument: what is before its `core` dimensions."""
+    results = len(op._schema.returns)
+
+    @register_sharding(op)
+    def rule(X: Any, *args: Any) -> list[tuple[list[Any], list[Any]]]:
+        is_tensor = [True, *(hasattr(x, "placements") for x in args)]
+        choices = [Replicate(), *map(Shard, range(X.ndim - core))]
+        return [([p] * results, [p if tensor else None for tensor in is_tensor]) for p in choices]
+
+
+for _op, _core in ((ops.factor, 2), (ops.vjp, 2), (ops.jvp, 2), (ops.permutation, 1), (ops.check, 0)):
+    _batched(_op, _core)
+_batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority
