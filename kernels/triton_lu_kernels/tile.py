@@ -17,6 +17,12 @@ def _rows(permutation, first, N: tl.constexpr, ROWS: tl.constexpr):
 
 
 @triton.jit
+def _opaque(index, shape):
+    """The index itself."""
+    return tl.multiple_of(index | (shape[0] >> 31), 16)
+
+
+@triton.jit
 def _load(x_ptr, strides, shape, batch, row, col, ROWS: tl.constexpr, COLS: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr, source=None):
     """The block at (row, col) of a matrix or of its transpose."""
     if TRANSPOSED:
@@ -34,6 +40,7 @@ def _vjp_side(out_ptr, LU_ptr, G_ptr, out_strides, LU_strides, G_strides, shape,
     R = J + 16
     D11 = field.zeros((16, 16), dtype, COMPONENTS)
     for i in range(R, size, ROWS):
+        i = _opaque(i, shape)
         W = _load(G_ptr, G_strides, shape, batch, i, J, ROWS, 16, COMPONENTS, IN_BY_COLUMN, TRANSPOSED)
         if TRANSPOSED:
             rows = _rows(destination, J, N, 16)
@@ -41,6 +48,7 @@ def _vjp_side(out_ptr, LU_ptr, G_ptr, out_strides, LU_strides, G_strides, shape,
             rows = _rows(destination, i, N, ROWS)
         D = field.zeros((ROWS, 16), dtype, COMPONENTS)
         for c in range(R, size, 16):
+            c = _opaque(c, shape)
             if TRANSPOSED:
                 source = _rows(destination, c, N, 16)
             else:
@@ -81,7 +89,7 @@ def vjp_tile_kernel(
     destination = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch >= 0, N)
     steps = tl.cdiv(tl.minimum(shape[0], shape[1]), 16)
     for step in range(steps):
-        J = (steps - 1 - step) * 16
+        J = _opaque((steps - 1 - step) * 16, shape)
         B11 = blocks.load(LU_ptr, LU_strides, shape, batch, J, J, COMPONENTS, LU_BY_COLUMN, True, 1.0)
         L_inverse, U_inverse = blocks.inverse(B11)
         upper = _vjp_side(out_ptr, LU_ptr, G_ptr, out_strides, LU_strides, G_strides, shape, batch, destination, U_inverse, J, ROWS, OUT_BY_COLUMN, LU_BY_COLUMN, IN_BY_COLUMN, False, PRECISION)
@@ -104,6 +112,7 @@ def _jvp_remainder(out_ptr, LU_ptr, E_ptr, out_strides, LU_strides, E_strides, s
     W = _load(E_ptr, E_strides, shape, batch, i, J, ROWS, 16, COMPONENTS, IN_BY_COLUMN, TRANSPOSED, rows)
     D = field.zeros((ROWS, 16), W[0].dtype, COMPONENTS)
     for c in range(0, J, 16):
+        c = _opaque(c, shape)
         dL = _load(out_ptr, out_strides, shape, batch, i, c, ROWS, 16, COMPONENTS, OUT_BY_COLUMN, TRANSPOSED)
         U = _load(LU_ptr, LU_strides, shape, batch, c, J, 16, 16, COMPONENTS, LU_BY_COLUMN, TRANSPOSED)
         D = field.add(D, field.dot(dL, U, PRECISION))
@@ -117,6 +126,7 @@ def _jvp_remainder(out_ptr, LU_ptr, E_ptr, out_strides, LU_strides, E_strides, s
 def _jvp_side(out_ptr, LU_ptr, E_ptr, out_strides, LU_strides, E_strides, shape, batch, source, dU11, U_inverse, J, ROWS: tl.constexpr, OUT_BY_COLUMN: tl.constexpr, LU_BY_COLUMN: tl.constexpr, IN_BY_COLUMN: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
     COMPONENTS: tl.constexpr = len(U_inverse)
     for i in range(J + 16, shape[1] if TRANSPOSED else shape[0], ROWS):
+        i = _opaque(i, shape)
         W = _jvp_remainder(out_ptr, LU_ptr, E_ptr, out_strides, LU_strides, E_strides, shape, batch, source, i, J, COMPONENTS, ROWS, OUT_BY_COLUMN, LU_BY_COLUMN, IN_BY_COLUMN, TRANSPOSED, PRECISION)
         L21 = _load(LU_ptr, LU_strides, shape, batch, i, J, ROWS, 16, COMPONENTS, LU_BY_COLUMN, TRANSPOSED)
         X = field.dot(field.subtract(W, field.dot(L21, dU11, PRECISION)), U_inverse, PRECISION)
@@ -148,6 +158,7 @@ def jvp_tile_kernel(
     batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch >= 0, N)
     for J in range(0, tl.minimum(shape[0], shape[1]), 16):
+        J = _opaque(J, shape)
         B11 = blocks.load(LU_ptr, LU_strides, shape, batch, J, J, COMPONENTS, LU_BY_COLUMN, True, 1.0)
         L_inverse, U_inverse = blocks.inverse(B11)
         W11 = _jvp_remainder(out_ptr, LU_ptr, E_ptr, out_strides, LU_strides, E_strides, shape, batch, source, J, J, COMPONENTS, 16, OUT_BY_COLUMN, LU_BY_COLUMN, IN_BY_COLUMN, False, PRECISION)
