@@ -109,8 +109,7 @@ def _vjp_side(out, LU, G, destination, J, ROWS: tl.constexpr, TRANSPOSED: tl.con
     shape = out[2]
     size = tl.maximum(shape[0], shape[1])
     R = J + 16
-    U_inverse = _load_inverse(out, J, destination, TRANSPOSED)
-    product = field.constant_like(U_inverse, 0.0)
+    product = field.zeros((16, 16), out[0].dtype.element_ty, out[4])
     for first_row in range(R, size, ROWS):
         i = _opaque(first_row, shape)
         W = _load(G, i, J, ROWS, 16, TRANSPOSED)
@@ -122,6 +121,7 @@ def _vjp_side(out, LU, G, destination, J, ROWS: tl.constexpr, TRANSPOSED: tl.con
             S = _load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
             U12 = _load(LU, J, c, 16, 16, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12), PRECISION))
+        U_inverse = _load_inverse(out, J, destination, TRANSPOSED)
         X21 = field.dot(field.subtract(W, total), blocks.adjoint(U_inverse), PRECISION)
         _store(out, X21, i, J, TRANSPOSED, rows)
         L21 = _load(LU, i, J, ROWS, 16, TRANSPOSED)
@@ -202,11 +202,11 @@ def _jvp_side(
 ):
     """Finds dL21."""
     shape = out[2]
-    U_inverse = _load_inverse(out, J, None, TRANSPOSED)
     for first in range(J + 16, shape[1] if TRANSPOSED else shape[0], ROWS):
         i = _opaque(first, shape)
         W = _jvp_remainder(out, LU, E, source, i, J, ROWS, TRANSPOSED, PRECISION)
         W = field.subtract(W, field.dot(_load(LU, i, J, ROWS, 16, TRANSPOSED), dU11, PRECISION))
+        U_inverse = _load_inverse(out, J, None, TRANSPOSED)
         _store(out, field.dot(W, U_inverse, PRECISION), i, J, TRANSPOSED)
 
 
