@@ -15,14 +15,15 @@ and jvp, with 0 the rows and columns before J and dA = P^T E, from the first to 
     dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
     dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1
 
-Of each pair the step in U and columns after J is the step in L and rows after J of the transposed matrices, on which L^T
-takes the place of U: one function serves both. It takes some rows at a time, and sums over the blocks of S, or of 0.
+and likewise dU12^T with dL11^T and L11^-T. In the transposed matrices L^T takes the place of U and X12^T that of X21,
+so one function serves both. It takes some rows at a time, and sums over the blocks of S, or of 0.
 
 LU and G or E are read once from memory, and again from the caches; S and dB from `out`, where the parts of the result
 are put as they are found. Until a diagonal block is found, its place holds L11^-1 and U11^-1, packed: the substitutions
 of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
 
-Programs of one warp, and loops of few rows, keep many programs on a multiprocessor: what takes time is waiting.
+What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
+time, and nothing kept in registers that can be read again. Two warps take 1.9 times as long in float32.
 """
 
 import torch
@@ -48,10 +49,14 @@ def _load(
     COMPONENTS: tl.constexpr = x[4]
     BY_COLUMN: tl.constexpr = x[5]
     if TRANSPOSED:
-        block = blocks.load(ptr, strides, shape, batch, col, row, COMPONENTS, BY_COLUMN, True, DIAGONAL, COLS, ROWS, source)
+        block = blocks.load(
+            ptr, strides, shape, batch, col, row, COMPONENTS, BY_COLUMN, True, DIAGONAL, COLS, ROWS, source
+        )
         return layout.transpose(block)
     else:
-        return blocks.load(ptr, strides, shape, batch, row, col, COMPONENTS, BY_COLUMN, True, DIAGONAL, ROWS, COLS, source)
+        return blocks.load(
+            ptr, strides, shape, batch, row, col, COMPONENTS, BY_COLUMN, True, DIAGONAL, ROWS, COLS, source
+        )
 
 
 @triton.jit
@@ -67,18 +72,17 @@ def _store(x, block, row, col, TRANSPOSED: tl.constexpr = False, destination=Non
 
 @triton.jit
 def _rows(order, first, ROWS: tl.constexpr):
-    """Entries of a permutation [1, N], from `first` on; None of None."""
-    if order is None:
-        return None
-    else:
-        index = tl.minimum(first + tl.arange(0, ROWS), order.shape[1] - 1)
-        return tl.gather(order, index[None, :], 1)
+    """Entries of a permutation [1, N], from `first` on."""
+    index = tl.minimum(first + tl.arange(0, ROWS), order.shape[1] - 1)
+    return tl.gather(order, index[None, :], 1)
 
 
 @triton.jit
 def _opaque(index, shape):
-    """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it, and
-    from preparing addresses before the loop: hundreds of registers."""
+    """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it.
+
+    With it the kernel of jvp spills 400 bytes less in float64, and 1,100 in complex64.
+    """
     return tl.multiple_of(index | (shape[0] >> 31), 16)
 
 
@@ -89,14 +93,16 @@ def _store_inverses(out, LU, order):
     for first in range(0, tl.minimum(shape[0], shape[1]), 16):
         J = _opaque(first, shape)
         L_inverse, U_inverse = blocks.inverse(_load(LU, J, J, 16, 16, DIAGONAL=1.0))
-        _store(out, blocks.merge(L_inverse, U_inverse), J, J, destination=_rows(order, J, 16))
+        _store(
+            out, blocks.merge(L_inverse, U_inverse), J, J, destination=None if order is None else _rows(order, J, 16)
+        )
     tl.debug_barrier()
 
 
 @triton.jit
 def _load_inverse(out, J, order, TRANSPOSED: tl.constexpr):
     """U^-1 of a diagonal block, or L^-T."""
-    packed = _load(out, J, J, 16, 16, DIAGONAL=1.0, source=_rows(order, J, 16))
+    packed = _load(out, J, J, 16, 16, DIAGONAL=1.0, source=None if order is None else _rows(order, J, 16))
     if TRANSPOSED:
         return layout.transpose(blocks.unit_lower(packed))
     else:
@@ -197,9 +203,7 @@ def _jvp_remainder(out, LU, E, source, i, J, ROWS: tl.constexpr, TRANSPOSED: tl.
 
 
 @triton.jit
-def _jvp_side(
-    out, LU, E, source, dU11, J, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr
-):
+def _jvp_side(out, LU, E, source, dU11, J, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
     """Finds dL21."""
     shape = out[2]
     for first in range(J + 16, shape[1] if TRANSPOSED else shape[0], ROWS):
