@@ -23,7 +23,7 @@ are put as they are found. Until a diagonal block is found, its place holds L11^
 of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
 
 What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
-time, and nothing kept in registers that can be read again. Two warps take 1.9 times as long in float32.
+time, and nothing kept in registers that can be read again. (Two warps: an estimated 1.9 times as long in float32.)
 """
 
 import torch
