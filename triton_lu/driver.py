@@ -1,11 +1,11 @@
 """The operators on Triton kernels: turns their arguments into launches as planned."""
 
-from collections.abc import Callable
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 from triton_lu_kernels import factor as factor_kernel
-from triton_lu_kernels import warp
+from triton_lu_kernels import tile, warp
 
 from triton_lu import plan
 from triton_lu.storage import empty_factors, empty_row_major
@@ -22,32 +22,31 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
             _flat(infos, 0),
             _flat(A, 2),
             pivot=pivot,
-            matrices=chosen.matrices,
-            num_warps=chosen.num_warps,
+            **asdict(chosen),
         )
     return LU, pivots, infos
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
-    return _map("vjp", warp.vjp, LU, pivots, G)
+    return _map("vjp", LU, pivots, G)
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹."""
-    return _map("jvp", warp.jvp, LU, pivots, E)
+    return _map("jvp", LU, pivots, E)
 
 
-def _map(name: str, launch: Callable[..., None], LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
+def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
+    launch = getattr(tile if isinstance(chosen, plan.Tile) else warp, name)
     out = empty_row_major(X)
-    arguments = (_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2))
     with torch.cuda.device_of(X):
-        launch(*arguments, matrices=chosen.matrices, num_warps=chosen.num_warps)
+        launch(_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2), **asdict(chosen))
     return out
 
 
-def _planned(name: str, X: Tensor) -> plan.Warp:
+def _planned(name: str, X: Tensor) -> plan.Warp | plan.Tile:
     m, n = X.shape[-2:]
     chosen = plan.kernel(name, m, n, X.dtype)
     if chosen is None:

@@ -84,16 +84,29 @@ class Warp:
     num_warps: int
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | None:
+@dataclass(frozen=True)
+class Tile:
+    """A kernel of the tile regime: one matrix per program, that many of its rows at a time."""
+
+    rows: int
+    num_warps: int
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
+    64: 1.8 / 1.6 / 2.0 / 1.7;  128: 2.3 / 2.6 / 2.7 / 2.6, of the L2 cache, as if L1 served none of what is read again;
     factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.3 / 1.0 / 1.8, the last compiled in minutes: left to ATen.
     """
     largest = max(m, n)
-    if largest > 32 or (name == "factor" and largest > 16 and dtype == torch.complex128):
+    if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
         return None
+    if largest > 128:
+        return None
+    if largest > 32:  # one warp, and as many rows as its registers hold
+        return Tile(rows=32 if dtype == torch.float32 else 16, num_warps=2 if dtype == torch.complex128 else 1)
     if name == "factor":
         size = max(2, 1 << (largest - 1).bit_length())
         return Warp(matrices=128 // size, num_warps=4)

@@ -16,19 +16,34 @@ def load(
     strides,
     shape,
     batch,
-    ROW: tl.constexpr,
-    COL: tl.constexpr,
+    row,
+    col,
     COMPONENTS: tl.constexpr,
     BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     DIAGONAL: tl.constexpr = 0.0,
+    ROWS: tl.constexpr = 16,
+    COLS: tl.constexpr = 16,
     source=None,
 ):
-    """The block at (ROW, COL) of one matrix; its row i is row source[i] if `source` [1, 16] is given."""
+    """The block at (row, col) of one matrix; see `layout.load_tile`."""
     tile = layout.load_tile(
-        x_ptr, strides, shape, batch, batch >= 0, 16, COMPONENTS, BY_COLUMN, RAGGED, DIAGONAL, ROW, COL, source
+        x_ptr,
+        strides,
+        shape,
+        batch,
+        batch >= 0,
+        ROWS,
+        COLS,
+        COMPONENTS,
+        BY_COLUMN,
+        RAGGED,
+        DIAGONAL,
+        row,
+        col,
+        source,
     )
-    return layout.reshape(tile, (16, 16))
+    return layout.reshape(tile, (ROWS, COLS))
 
 
 @triton.jit
@@ -39,14 +54,26 @@ def store(
     batch,
     destination,
     block,
-    ROW: tl.constexpr,
-    COL: tl.constexpr,
+    row,
+    col,
     BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """Writes the block at (ROW, COL), row i to row destination[i] of `destination` [1, 16] unless that is None."""
-    tile = layout.reshape(block, (1, 16, 16))
-    layout.store_tile(x_ptr, strides, shape, batch, batch >= 0, destination, tile, BY_COLUMN, RAGGED, ROW, COL)
+    """Writes the block at (row, col), row i to row destination[i] of `destination` [1, rows] unless that is None."""
+    tile = layout.reshape(block, (1, block[0].shape[0], block[0].shape[1]))
+    layout.store_tile(
+        x_ptr,
+        strides,
+        shape,
+        batch,
+        batch >= 0,
+        destination,
+        tile,
+        BY_COLUMN,
+        RAGGED,
+        row,
+        col,
+    )
 
 
 @triton.jit
@@ -60,16 +87,27 @@ def inverses(first, second):
 
 
 @triton.jit
+def inverse(B):
+    """L^-1 and U^-1 of one block B: as `inverses`, of the two upper triangles L^T and U."""
+    pair = layout.pair(layout.transpose(unit_lower(B)), upper(B))
+    negated = substitution.negate(layout.unstack(pair))
+    identity = substitution.identity_like(negated)
+    solved = layout.stack(substitution.solve(negated, identity, UPPER=True, TRANSPOSED=False))
+    L_inverse, U_inverse_transposed = layout.unpair(solved)
+    return L_inverse, layout.transpose(U_inverse_transposed)
+
+
+@triton.jit
 def merge(lower, upper):
     """The block that is `lower` strictly below the diagonal, `upper` on and above it."""
-    index = tl.arange(0, 16)
+    index = tl.arange(0, lower[0].shape[0])
     return field.where(index[:, None] > index[None, :], lower, upper)
 
 
 @triton.jit
 def unit_lower(B):
     """L of a block of B."""
-    index = tl.arange(0, 16)
+    index = tl.arange(0, B[0].shape[0])
     one = field.constant_like(B, 1.0)
     zero = field.constant_like(B, 0.0)
     return merge(B, field.where(index[:, None] == index[None, :], one, zero))

@@ -86,7 +86,7 @@ def factor_kernel(
 ):
     batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
     batch_mask = batch < batch_size
-    A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
+    A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
     columns = layout.unstack(A)
 
     row = tl.broadcast_to(tl.arange(0, N)[None, :], (MATRICES, N))

@@ -30,6 +30,15 @@ def conjugate(a):
 
 
 @triton.jit
+def add(a, b):
+    """a + b"""
+    result = ()
+    for component in tl.static_range(len(a)):
+        result += (a[component] + b[component],)
+    return result
+
+
+@triton.jit
 def subtract(a, b):
     """a - b"""
     result = ()
@@ -135,6 +144,15 @@ def constant_like(a, VALUE: tl.constexpr):
     result = (tl.full(a[0].shape, VALUE, a[0].dtype),)
     if len(a) == 2:
         result += (tl.zeros_like(a[1]),)
+    return result
+
+
+@triton.jit
+def zeros(SHAPE: tl.constexpr, dtype: tl.constexpr, COMPONENTS: tl.constexpr):
+    """Zeros of the real dtype given."""
+    result = ()
+    for _ in tl.static_range(COMPONENTS):
+        result += (tl.zeros(SHAPE, dtype),)
     return result
 
 

@@ -1,8 +1,8 @@
 """Matrices in memory and in registers.
 
 In memory a batch of matrices may have any strides. In registers it is a *tile*, a field element of tensors
-[matrices, N, N], or a tuple of N *columns*, each a field element of tensors [matrices, N]: Triton cannot index a tensor
-by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
+[matrices, rows, cols], or a tuple of *columns*, each a field element of tensors [matrices, rows]: Triton cannot index a
+tensor by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
 
 Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Offsets are 64 bits
 wide from the first multiplication.
@@ -13,24 +13,24 @@ import triton.language as tl
 
 
 @triton.jit
-def _entries(N: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
+def _entries(ROWS: tl.constexpr, COLS: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
     """Row, column and component of all reals of a matrix, in the order in which they lie in memory: accesses in this
     order are coalesced however small the matrix is."""
-    real = tl.arange(0, N * N * COMPONENTS)
+    real = tl.arange(0, ROWS * COLS * COMPONENTS)
     entry = real // COMPONENTS
     if BY_COLUMN:
-        return entry % N, entry // N, real % COMPONENTS
+        return entry % ROWS, entry // ROWS, real % COMPONENTS
     else:
-        return entry // N, entry % N, real % COMPONENTS
+        return entry // COLS, entry % COLS, real % COMPONENTS
 
 
 @triton.jit
 def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
-    """Offsets [matrices, reals] in reals; `row` is [1, reals] or differs between the matrices."""
+    """Offsets [matrices, reals] in reals; `row` and `col` are [1, reals] or differ between the matrices."""
     batch_offset = batch.to(tl.int64)[:, None] * (strides[0] * COMPONENTS)
     row_offset = row.to(tl.int64) * (strides[1] * COMPONENTS)
-    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component
-    return batch_offset + row_offset + col_offset[None, :]
+    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component[None, :]
+    return batch_offset + row_offset + col_offset
 
 
 @triton.jit
@@ -38,9 +38,9 @@ def _mask(shape, batch_mask, row, col, RAGGED: tl.constexpr):
     """Which entries exist. A tile that its matrix fills is not tested by row and column: that would forbid the compiler
     accesses to several entries at once."""
     if RAGGED:
-        return batch_mask[:, None] & ((row < shape[0]) & (col < shape[1]))[None, :]
+        return batch_mask[:, None] & (row < shape[0]) & (col < shape[1])
     else:
-        return batch_mask[:, None] & (row >= 0)[None, :]
+        return batch_mask[:, None] & (row >= 0)
 
 
 @triton.jit
@@ -50,40 +50,45 @@ def load_tile(
     shape,
     batch,
     batch_mask,
-    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     DIAGONAL: tl.constexpr = 0.0,
-    ROW: tl.constexpr = 0,
-    COL: tl.constexpr = 0,
+    row=0,
+    col=0,
     source=None,
 ):
-    """The matrices of `batch`, of `shape` (m, n), completed to N x N with zeros and DIAGONAL on the diagonal.
+    """The matrices of `batch`, of `shape` (m, n), completed to ROWS x COLS with zeros and DIAGONAL on the diagonal.
 
-    Of larger matrices the block at (ROW, COL). Row i is row source[i] of the matrix if `source` [matrices, N] is given.
+    Of larger matrices the part from (row, col) on. Row i is row source[i] of the matrix if `source` [matrices, ROWS] is
+    given.
     """
-    row, col, component = _entries(N, COMPONENTS, BY_COLUMN)
-    row += ROW
-    col += COL
-    mask = _mask(shape, batch_mask, row, col, RAGGED)
+    rows, cols, component = _entries(ROWS, COLS, COMPONENTS, BY_COLUMN)
+    rows = rows[None, :] + row
+    cols = cols[None, :] + col
+    mask = _mask(shape, batch_mask, rows, cols, RAGGED)
     if source is None:
-        offsets = _offsets(strides, batch, row[None, :], col, component, COMPONENTS)
+        offsets = _offsets(strides, batch, rows, cols, component, COMPONENTS)
     else:
-        offsets = _offsets(strides, batch, _spread(source, COMPONENTS, BY_COLUMN), col, component, COMPONENTS)
+        source_rows = _spread(source, COLS, COMPONENTS, BY_COLUMN)
+        offsets = _offsets(strides, batch, source_rows, cols, component, COMPONENTS)
     reals = tl.load(x_ptr + offsets, mask, other=0.0)
     if DIAGONAL != 0:
-        completion = tl.where((row == col) & (component == 0), DIAGONAL, 0.0).to(reals.dtype)
-        reals = tl.where(mask, reals, completion[None, :])
+        completion = tl.where((rows == cols) & (component == 0)[None, :], DIAGONAL, 0.0).to(reals.dtype)
+        reals = tl.where(mask, reals, completion)
     if COMPONENTS == 1:
         flat = (reals,)
     else:
-        re, im = tl.split(tl.reshape(reals, (batch.shape[0], N * N, 2)))
+        re, im = tl.split(tl.reshape(reals, (batch.shape[0], ROWS * COLS, 2)))
         flat = (re, im)
     tile = ()
     for part in tl.static_range(COMPONENTS):
-        square = tl.reshape(flat[part], (batch.shape[0], N, N))
-        tile += (tl.permute(square, (0, 2, 1)) if BY_COLUMN else square,)
+        if BY_COLUMN:
+            tile += (tl.permute(tl.reshape(flat[part], (batch.shape[0], COLS, ROWS)), (0, 2, 1)),)
+        else:
+            tile += (tl.reshape(flat[part], (batch.shape[0], ROWS, COLS)),)
     return tile
 
 
@@ -98,34 +103,39 @@ def store_tile(
     tile,
     BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
-    ROW: tl.constexpr = 0,
-    COL: tl.constexpr = 0,
+    row=0,
+    col=0,
 ):
-    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, N], to row i if None."""
+    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, rows], to row i if None.
+
+    To larger matrices from (row, col) on.
+    """
     COMPONENTS: tl.constexpr = len(tile)
-    row, col, component = _entries(tile[0].shape[2], COMPONENTS, BY_COLUMN)
-    row += ROW
-    col += COL
-    mask = _mask(shape, batch_mask, row, col, RAGGED)
+    ROWS: tl.constexpr = tile[0].shape[1]
+    COLS: tl.constexpr = tile[0].shape[2]
+    rows, cols, component = _entries(ROWS, COLS, COMPONENTS, BY_COLUMN)
+    rows = rows[None, :] + row
+    cols = cols[None, :] + col
+    mask = _mask(shape, batch_mask, rows, cols, RAGGED)
     if destination is None:
-        offsets = _offsets(strides, batch, row[None, :], col, component, COMPONENTS)
+        offsets = _offsets(strides, batch, rows, cols, component, COMPONENTS)
     else:
-        offsets = _offsets(strides, batch, _spread(destination, COMPONENTS, BY_COLUMN), col, component, COMPONENTS)
+        destination_rows = _spread(destination, COLS, COMPONENTS, BY_COLUMN)
+        offsets = _offsets(strides, batch, destination_rows, cols, component, COMPONENTS)
     tl.store(x_ptr + offsets, _flatten(tile, BY_COLUMN), mask)
 
 
 @triton.jit
-def _spread(rows, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
-    """Numbers [matrices, N] of rows, each at all reals [matrices, reals] of its row in the order of `_entries`."""
-    N: tl.constexpr = rows.shape[1]
-    square = tl.broadcast_to(rows[:, :, None], (rows.shape[0], N, N))
+def _spread(rows, COLS: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
+    """Numbers [matrices, rows] of rows, each at all reals [matrices, reals] of its row in the order of `_entries`."""
+    entries = tl.broadcast_to(rows[:, :, None], (rows.shape[0], rows.shape[1], COLS))
     if COMPONENTS == 1:
-        spread = _flatten((square,), BY_COLUMN).to(tl.int64)
+        spread = _flatten((entries,), BY_COLUMN).to(tl.int64)
     else:
-        spread = _flatten((square, square), BY_COLUMN).to(tl.int64)
+        spread = _flatten((entries, entries), BY_COLUMN).to(tl.int64)
     if not BY_COLUMN:
         # True, and beyond what the compiler can see through a reshape: neighbours lie in the same row.
-        spread = tl.max_constancy(spread, [1, N * COMPONENTS])
+        spread = tl.max_constancy(spread, [1, COLS * COMPONENTS])
     return spread
 
 

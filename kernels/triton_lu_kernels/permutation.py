@@ -20,8 +20,18 @@ def destinations(pivots_ptr, strides, shape, batch, batch_mask, N: tl.constexpr)
     mask = batch_mask[:, None] & (row < tl.minimum(shape[0], shape[1]))[None, :]
     destination = tl.broadcast_to(row[None, :], offsets.shape)
     pivots = tl.where(mask, tl.load(pivots_ptr + offsets, mask, other=0) - 1, destination)
-    for step in tl.static_range(N - 1, -1, -1):
-        pivot = tl.gather(pivots, tl.full(offsets.shape, step, tl.int32), 1)
-        arrives = tl.where(destination == pivot, step, destination)
-        destination = tl.where(destination == step, pivot, arrives)
+    if N <= 32:
+        for step in tl.static_range(N - 1, -1, -1):
+            destination = _exchange(destination, pivots, step)
+    else:  # unrolled, all broadcasts would wait in registers at once: 300 bytes of spills at N = 128
+        for step in tl.range(N - 1, -1, -1, loop_unroll_factor=8):
+            destination = _exchange(destination, pivots, step)
     return destination
+
+
+@triton.jit
+def _exchange(rows, pivots, step):
+    """The rows after one of the exchanges."""
+    pivot = tl.gather(pivots, tl.full(rows.shape, step, tl.int32), 1)
+    arrives = tl.where(rows == pivot, step, rows)
+    return tl.where(rows == step, pivot, arrives)

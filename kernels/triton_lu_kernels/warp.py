@@ -46,8 +46,8 @@ def vjp_kernel(
 ):
     batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
     batch_mask = batch < batch_size
-    B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-    G = layout.load_tile(G_ptr, G_strides, shape, batch, batch_mask, N, COMPONENTS, IN_BY_COLUMN, RAGGED)
+    B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    G = layout.load_tile(G_ptr, G_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED)
     destination = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
 
     # Products and solves are with L^H and U^H: of the conjugated B, with L^T and U^T.
@@ -89,8 +89,10 @@ def jvp_kernel(
     batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
     batch_mask = batch < batch_size
     source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
-    E = layout.load_tile(E_ptr, E_strides, shape, batch, batch_mask, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source)
-    B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    E = layout.load_tile(
+        E_ptr, E_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
+    )
+    B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
 
     # The step of `vjp_kernel`, each transposed, from the last to the first; `negated` for the same reason.
     factors = layout.unstack(B)

@@ -1,17 +1,20 @@
-"""The kernels of vjp and jvp for at most 32 rows and columns as compiled: memory, races, traffic and registers.
+"""The kernels of vjp and jvp as compiled: memory, races, traffic and registers.
 
 Runs in a process of its own, without Triton's interpreter and with `ptxrun` importable.
 """
 
 import re
+from dataclasses import asdict
 
 import ptxrun
 import pytest
 import reference
 import torch
 from layouts import by_column, by_matrix, by_row
-from matrices import REGULAR, ZOO
-from triton_lu_kernels import warp
+from matrices import IRREGULAR, REGULAR, ZOO
+from triton_lu_kernels import tile, warp
+
+from triton_lu.plan import kernel as kernel_plan
 
 MAPS = ["vjp", "jvp"]
 TARGETS = ["sm_80", "sm_90"]
@@ -29,6 +32,14 @@ PLANS = [
     ((32, 32), torch.float32, 1, 1),
     ((20, 31), torch.float64, 1, 1),
 ]
+# (m, n), dtype, rows at a time, warps per program
+TILES = [
+    ((40, 40), torch.complex128, 16, 2),
+    ((64, 64), torch.float32, 32, 1),
+    ((100, 36), torch.float64, 16, 1),
+    ((36, 100), torch.complex64, 16, 1),
+    ((128, 128), torch.float32, 32, 1),
+]
 FULL_PLANS = [plan for plan in PLANS if plan[0][0] == plan[0][1] > 1]
 
 
@@ -40,12 +51,15 @@ def problem(batch, shape, dtype, kinds=("gaussian",)):
     return by_column(LU), pivots, torch.randn(batch, *shape, dtype=dtype, generator=generator)
 
 
-def run(name, LU, pivots, X, out=None, *, matrices, num_warps, **options):
+def run(name, LU, pivots, X, out=None, *, matrices=None, rows=None, num_warps, **options):
     """The result, in an output that held NaN before, and the report of the one launch."""
     out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
     out.fill_(torch.nan)
     with ptxrun.device(**options) as reports:
-        getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=num_warps)
+        if rows:
+            getattr(tile, name)(out, LU, pivots, X, rows=rows, num_warps=num_warps)
+        else:
+            getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=num_warps)
     (report,) = reports
     return out, report
 
@@ -71,6 +85,53 @@ def test_correct_under_every_schedule(name, plan, target):
         results.append(out)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("plan", TILES, ids=str)
+def test_tiles(name, plan, target):
+    """Correct, under every schedule of the warps, and the same for a matrix alone as in a batch."""
+    shape, dtype, rows, num_warps = plan
+    LU, pivots, X = args = problem(2, shape, dtype)
+    options = {"rows": rows, "num_warps": num_warps, "target": target, "explicit_barriers": True}
+    expected, report = run(name, *args, **options)
+    assert not report.errors
+    assert not report.warnings
+    assert_agrees(expected, name, *args)
+    for schedule in SCHEDULES[1:] if num_warps > 1 else []:
+        assert torch.equal(run(name, *args, schedule=schedule, **options)[0], expected)
+    assert torch.equal(run(name, LU[1:], pivots[1:], X[1:], **options)[0], expected[1:])
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_layouts_of_tiles(name):
+    LU, pivots, X = problem(2, (40, 35), torch.float32)
+    options = {"rows": 32, "num_warps": 1, "target": "sm_80"}
+    expected, _ = run(name, LU, pivots, X, **options)
+    assert_agrees(expected, name, LU, pivots, X)
+    for args in ((by_row(LU), pivots, by_column(X)), (LU, pivots, X, by_matrix(expected.clone()))):
+        assert torch.equal(run(name, *args, **options)[0], expected)
+    once = X[:1, :1].expand_as(X)
+    assert torch.equal(run(name, LU, pivots, once, **options)[0], run(name, LU, pivots, once.clone(), **options)[0])
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_regular_matrices_of_tiles(name):
+    args = problem(len(REGULAR), (64, 64), torch.float32, REGULAR)
+    out, _ = run(name, *args, rows=32, num_warps=1, target="sm_90")
+    assert_agrees(out, name, *args)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", MAPS)
+def test_irregular_matrices_leave_their_neighbours_alone(name):
+    regular = problem(len(IRREGULAR), (64, 64), torch.float32)
+    irregular = problem(len(IRREGULAR), (64, 64), torch.float32, IRREGULAR)
+    options = {"rows": 32, "num_warps": 1, "target": "sm_90"}
+    mixed = [torch.stack([a, b], dim=1).flatten(0, 1) for a, b in zip(irregular, regular, strict=True)]
+    mixed[0] = by_column(mixed[0])
+    assert torch.equal(run(name, *mixed, **options)[0][1::2], run(name, *regular, **options)[0])
 
 
 @pytest.mark.parametrize("name", MAPS)
@@ -122,6 +183,21 @@ def test_registers_suffice(name, plan, target):
     assert max(report.static["spill_stores"], report.static["spill_loads"]) <= accepted
 
 
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [
+        *((torch.float32, target) for target in [*TARGETS, "sm_100"]),
+        *((dtype, "sm_90") for dtype in (torch.float64, torch.complex64, torch.complex128)),
+    ],
+    ids=str,
+)
+def test_registers_suffice_for_tiles(name, dtype, target):
+    chosen = asdict(kernel_plan(name, 64, 64, dtype))
+    _, report = run(name, *problem(1, (64, 64), dtype), **chosen, target=target)
+    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= 80
+
+
 def without_barriers(ptx):
     edited, count = re.subn(r"^\s*bar\.sync[^;]*;", "", ptx, flags=re.M)
     assert count
@@ -142,4 +218,13 @@ def test_planted_fault_is_found(name, fault, finding):
     """The checks above can fail: without barriers between its warps, or without its masks, the kernel is caught."""
     args = problem(17, (8, 8), torch.float32)
     _, report = run(name, *args, matrices=16, num_warps=4, target="sm_80", edit_ptx=fault, raise_errors=False)
+    assert any(finding in str(error) for error in report.errors)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(("fault", "finding"), [(without_barriers, "race"), (without_store_masks, "out-of-bounds")])
+def test_planted_fault_in_tiles_is_found(name, fault, finding):
+    args = problem(1, (40, 40), torch.complex128)
+    options = {"rows": 16, "num_warps": 2, "target": "sm_80", "edit_ptx": fault, "raise_errors": False}
+    _, report = run(name, *args, **options)
     assert any(finding in str(error) for error in report.errors)

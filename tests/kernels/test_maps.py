@@ -1,16 +1,26 @@
-"""The kernels of vjp and jvp for at most 32 rows and columns, under Triton's interpreter."""
+"""The kernels of vjp and jvp, under Triton's interpreter."""
 
 import pytest
 import reference
 import torch
 from layouts import by_column, by_matrix, by_row, sliced
 from matrices import IRREGULAR, REGULAR, ZOO
-from triton_lu_kernels import warp
+from triton_lu_kernels import tile, warp
 
 MAPS = ["vjp", "jvp"]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
+TILES = [
+    ((33, 33), torch.complex128),
+    ((48, 48), torch.float32),
+    ((64, 64), torch.float64),
+    ((100, 40), torch.float32),
+    ((40, 100), torch.complex64),
+    ((128, 33), torch.float32),
+    ((3, 100), torch.float64),
+    ((128, 128), torch.float32),
+]
 
 
 def problem(batch, m, n, dtype, kinds=("gaussian",)):
@@ -25,7 +35,11 @@ def run(name, LU, pivots, X, out=None, matrices=2):
     """The map's result, in an output that held NaN before."""
     if out is None:
         out = torch.empty(X.shape, dtype=X.dtype)
-    getattr(warp, name)(out.fill_(torch.nan), LU, pivots, X, matrices=matrices, num_warps=1)
+    out.fill_(torch.nan)
+    if max(X.shape[1:]) > 32:
+        getattr(tile, name)(out, LU, pivots, X, rows=32 if X.dtype == torch.float32 else 16, num_warps=1)
+    else:
+        getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=1)
     return out
 
 
@@ -61,6 +75,13 @@ def test_largest_shape_in_the_other_dtypes(name, dtype):
     assert_agrees(run(name, *args, matrices=1), name, *args)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), TILES, ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_tiles(name, shape, dtype):
+    args = problem(1, *shape, dtype)
+    assert_agrees(run(name, *args), name, *args)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", [by_row, by_column, by_matrix, sliced])
 @pytest.mark.parametrize("shape", [(4, 4), (6, 5)], ids=str)
@@ -77,11 +98,12 @@ def test_strides(name, shape, layout, dtype):
     )
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 3), (1, 35, 18)], ids=str)
 @pytest.mark.parametrize("name", MAPS)
-def test_output_written_only_where_it_should(name):
-    LU, pivots, X = problem(3, 5, 3, torch.float32)
-    surroundings = torch.full((7, 11, 7), 7.0)
-    out = surroundings[1:-1:2, 1::2, 1::2]
+def test_output_written_only_where_it_should(name, shape):
+    LU, pivots, X = problem(*shape, torch.float32)
+    surroundings = torch.full([2 * size + 1 for size in shape], 7.0)
+    out = surroundings[1::2, 1::2, 1::2]
     run(name, LU, pivots, X, out=out)
     assert_agrees(out, name, LU, pivots, X)
     out.fill_(7.0)
@@ -105,7 +127,7 @@ def test_expanded_factorization(name):
     assert_agrees(run(name, LU, pivots, X), name, LU, pivots, X)
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(0, 4, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0), (0, 40, 40), (2, 40, 0)], ids=str)
 @pytest.mark.parametrize("name", MAPS)
 def test_empty(name, shape):
     X = torch.empty(shape)
@@ -128,7 +150,7 @@ def test_regular_matrices(name, shape, dtype):
     assert_agrees(run(name, *args, matrices=4), name, *args)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (32, 32)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 16), (32, 32), (35, 33)], ids=str)
 @pytest.mark.parametrize("name", MAPS)
 def test_regular_matrices_of_larger_size(name, shape):
     args = problem(len(REGULAR), *shape, torch.float32, REGULAR)
@@ -175,7 +197,13 @@ def test_64_bit_offsets(name):
     """The last entry lies 2^31 entries after the first, although every stride is below 2^31. (Memory that is never
     touched is not occupied.)"""
     storage = torch.empty(2**31 + 1, dtype=torch.float32)
-    for shape, strides in ((3, 1, 1), (2**30, 1, 1)), ((1, 3, 1), (1, 2**30, 1)), ((1, 1, 3), (1, 1, 2**30)):
+    for shape, strides in (
+        ((3, 1, 1), (2**30, 1, 1)),
+        ((1, 3, 1), (1, 2**30, 1)),
+        ((1, 1, 3), (1, 1, 2**30)),
+        ((1, 33, 2), (1, 2**26 - 1, 2**5)),
+        ((1, 2, 33), (1, 2**5, 2**26 - 1)),
+    ):
         LU, pivots, X = problem(*shape, torch.float32)
         out = storage.as_strided(X.shape, strides)
         assert_agrees(run(name, LU, pivots, X, out=out).clone(), name, LU, pivots, X)
