@@ -517,6 +517,7 @@ def test_a_gain_within_the_noise_changes_no_plan(monkeypatch):
 def test_calibration_of_the_kernels(monkeypatch):
     monkeypatch.setattr(calibrate, "BATCH", 64)
     monkeypatch.setattr(calibrate, "DTYPES", (torch.float64,))
+    monkeypatch.setattr(plan, "kernel", lambda name, m, n, dtype: plan.Warp(2, 4) if n <= 32 else None)
     faster_to_16 = constant_clocks(*(1.0, 2.0) * 3, 2.0, 1.0)  # kernel and ATen, at 4, 8, 16 and 32
     measured = dict(calibrate.kernel_sizes(CPU, faster_to_16, 0))
     assert measured == {f"kernel {name} float64": 16 for name in ("vjp", "jvp", "factor")}
