@@ -1,0 +1,1 @@
+"""Benchmarks of the factorization's derivatives, beside PyTorch's own."""
