@@ -1,1 +1,1 @@
-"""Benchmarks of the factorization's derivatives, beside PyTorch's own."""
+"""What the kernels cost, and the results of all measurements."""
