@@ -387,3 +387,10 @@ def test_permutations(problem):
     _, pivots = problem.factors()
     m = problem.shape[-2]
     assert torch.equal(triton_lu.permutation(pivots, m), reference.row_order(pivots, m))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 64, 65, 66, 100, 300, 3000])
+def test_the_longest_chain_of_exchanges(k):
+    """Every step hands the first row on to the next: the most links there can be to follow."""
+    pivots = (torch.arange(2, k + 2).clamp(max=k)).int().expand(40, k)
+    assert torch.equal(triton_lu.permutation(pivots, k + 1), reference.row_order(pivots, k + 1))

@@ -167,3 +167,13 @@ def test_nan_raises_nothing(backend):
     A = torch.full((2, 3, 3), torch.nan)
     with triton_lu.backend(backend):
         assert triton_lu.lu(A)[0].isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["aten", "triton"])
+def test_infinity_in_a_tall_matrix_moves_no_row_after_the_last_pivot(backend):
+    """The kernel goes on through columns of padding, into which a NaN of one row may have got."""
+    A = torch.tensor([[torch.inf], [1], [2], [torch.inf]])
+    with triton_lu.backend(backend):
+        LU, pivots, _ = triton_lu.lu(A, get_infos=True)
+    assert pivots.tolist() == [1]
+    torch.testing.assert_close(LU, torch.tensor([[torch.inf], [0], [0], [torch.nan]]), equal_nan=True)
