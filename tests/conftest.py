@@ -10,8 +10,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from triton_lu import calibration
+
+settings.register_profile(
+    "default", max_examples=250, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=10_000, derandomize=False)
+settings.load_profile("default")
 
 if os.environ["TRITON_INTERPRET"] == "1":
     collect_ignore = ["emulator"]

@@ -14,23 +14,24 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
-from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
+from triton_lu.storage import empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
-    *batch, m, n = A.shape
-    k = min(m, n)
+    k = min(A.shape[-2:])
     if pivot:
         return _factor_one_by_one(A) if plan.one_by_one(A.shape, A.device.type) else tuple(torch.linalg.lu_factor_ex(A))
-    LU = empty_column_major(A).copy_(A)
+    LU, pivots, infos = empty_factors(A)
+    LU.copy_(A)
     if LU.numel():
         eliminate_(LU)
     step = torch.arange(1, k + 1, dtype=torch.int32, device=A.device)
-    pivots = step.expand(*batch, k).contiguous()
+    pivots.copy_(step.expand_as(pivots))
+    if k == 0:
+        return LU, pivots, infos.zero_()
     zero_pivots = torch.where(LU.diagonal(dim1=-2, dim2=-1) == 0, step, k + 1)
-    infos = zero_pivots.amin(-1).remainder_(k + 1) if k else pivots.new_zeros(batch)
-    return LU, pivots, infos
+    return LU, pivots, zero_pivots.amin(-1).remainder_(k + 1)
 
 
 def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,9 +175,9 @@ def row_index(rows: Tensor) -> Tensor:
     """Row numbers within each matrix -> row numbers within the whole batch."""
     if rows.ndim == 1:
         return rows
-    rows = rows.flatten(0, -2)
-    first = rows.shape[-1] * torch.arange(len(rows), device=rows.device)
-    return (rows + first[:, None]).view(-1)
+    batch, m = rows.shape[:-1].numel(), rows.shape[-1]
+    first = m * torch.arange(batch, device=rows.device)
+    return (rows.reshape(batch, m) + first[:, None]).view(-1)
 
 
 def _diagonal_blocks(k: int, width: int) -> Iterator[tuple[slice, slice]]:

@@ -137,22 +137,13 @@ def _vmap(op: torch._ops.OpOverload) -> Callable[..., Any]:
             return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
 
         in_dims += (None,) * (len(args) - len(in_dims))
-        result = op(*map(to_front, args, in_dims))
-        return result, 0 if isinstance(result, Tensor) else (0,) * len(result)
+        return op(*map(to_front, args, in_dims)), 0
 
     return rule
 
 
-for _op in (factor, vjp, jvp, permutation):
+for _op in (factor, vjp, jvp, permutation, check):
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)
-
-
-def _check_batched(info: Any, in_dims: tuple[int, None], infos: Tensor, name: str) -> tuple[None, None]:
-    check(infos.movedim(in_dims[0], 0), name)
-    return None, None
-
-
-torch.library.register_vmap(check, _check_batched, lib=_library)
 
 
 # Autocast: LU in single precision, with autocast off for the operations inside
