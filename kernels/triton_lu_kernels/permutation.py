@@ -35,3 +35,22 @@ def _exchange(rows, pivots, step):
     pivot = tl.gather(pivots, tl.full(rows.shape, step, tl.int32), 1)
     arrives = tl.where(rows == pivot, step, rows)
     return tl.where(rows == step, pivot, arrives)
+
+
+@triton.jit
+def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
+    """The rows of P X at which `rows` [1, N] of X arrive; all of them lie before `end`.
+
+    A row is moved by its own exchange first, and by earlier ones that chose the row where it lies by then, in any
+    matrix: the loop has two dependent instructions for each of the exchanges before `end`.
+    """
+    end = tl.minimum(end, tl.minimum(shape[0], shape[1]))
+    first = batch * strides[0]
+    own = tl.load(pivots_ptr + first[:, None] + rows.to(tl.int64) * strides[1], rows < end, other=0) - 1
+    destination = tl.where(rows < end, own, rows)
+    offset = first + (end - 1).to(tl.int64) * strides[1]
+    for step in tl.range(end - 1, -1, -1, loop_unroll_factor=8):
+        pivot = tl.load(pivots_ptr + offset) - 1
+        destination = tl.where((destination == pivot[:, None]) & (rows > step), step, destination)
+        offset -= strides[1]
+    return destination
