@@ -33,23 +33,32 @@ from . import blocks, field, launch, layout, permutation
 
 @triton.jit
 def _load(
-    X, row, col, ROWS: tl.constexpr, COLS: tl.constexpr, RAGGED: tl.constexpr, TRANSPOSED: tl.constexpr, source=None
+    X,
+    row,
+    col,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    source=None,
 ):
-    """The block at (row, col) of a matrix X = (pointer, strides, shape, batch, COMPONENTS, BY_COLUMN), or of X^T."""
+    """The block at (row, col) of a matrix X = (pointer, strides, shape, batch), or of X^T."""
     if TRANSPOSED:
-        block = blocks.load(X[0], X[1], X[2], X[3], col, row, X[4], X[5], RAGGED, ROWS=COLS, COLS=ROWS, source=source)
+        block = _load(X, col, row, COLS, ROWS, COMPONENTS, BY_COLUMN, RAGGED, False, source)
         return layout.transpose(block)
     else:
-        return blocks.load(X[0], X[1], X[2], X[3], row, col, X[4], X[5], RAGGED, ROWS=ROWS, COLS=COLS, source=source)
+        return blocks.load(*X, row, col, COMPONENTS, BY_COLUMN, RAGGED, ROWS=ROWS, COLS=COLS, source=source)
 
 
 @triton.jit
-def _store(X, destination, block, row, col, RAGGED: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Writes the block at (row, col) of X or of X^T."""
+def _store(X, destination, block, row, col, BY_COLUMN: tl.constexpr, RAGGED: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Writes the block at (row, col) of X or of X^T, row i of X to row destination[i]."""
     if TRANSPOSED:
-        blocks.store(X[0], X[1], X[2], X[3], destination, layout.transpose(block), col, row, X[5], RAGGED)
+        blocks.store(*X, destination, layout.transpose(block), col, row, BY_COLUMN, RAGGED)
     else:
-        blocks.store(X[0], X[1], X[2], X[3], destination, block, row, col, X[5], RAGGED)
+        blocks.store(*X, destination, block, row, col, BY_COLUMN, RAGGED)
 
 
 @triton.jit
@@ -61,12 +70,12 @@ def _places(order, row, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _inverse(inverses, J, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _inverse(inverses, J, BLOCK: tl.constexpr, COMPONENTS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """U11^-T, or L11^-1 if TRANSPOSED: the transposed inverse of the upper triangle of B11, or of B11^T."""
     row = 2 * J
     if not TRANSPOSED:
         row += BLOCK
-    return _load(inverses, row, 0, BLOCK, BLOCK, False, False)
+    return _load(inverses, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False)
 
 
 @triton.jit
@@ -77,6 +86,8 @@ def _invert_rows(
     J,
     i,
     BLOCK: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -91,10 +102,10 @@ def _invert_rows(
     if len(inverse) == 2:
         Y += (tl.zeros_like(unit),)
     for c in range(0, i, 16):
-        T = _load(LU, J + i, J + c, 16, 16, RAGGED, not TRANSPOSED)
-        solved = _load(inverses, first + c, 0, 16, BLOCK, False, False)
+        T = _load(LU, J + i, J + c, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, not TRANSPOSED)
+        solved = _load(inverses, first + c, 0, 16, BLOCK, COMPONENTS, False, False, False)
         Y = field.subtract(Y, field.dot(T, solved, PRECISION))
-    _store(inverses, None, field.dot(inverse, Y, PRECISION), first + i, 0, False, False)
+    _store(inverses, None, field.dot(inverse, Y, PRECISION), first + i, 0, False, False, False)
 
 
 @triton.jit
@@ -125,15 +136,27 @@ def prepare_kernel(
     destination = permutation.destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, J + BLOCK)
     tl.store(order_ptr + batch[:, None] * order_strides[0] + rows, destination, rows < shape[0])
     if tl.minimum(shape[0], shape[1]) > J:
-        LU = (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN)
-        inverses = (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False)
+        LU = (LU_ptr, LU_strides, shape, batch)
+        inverses = (inverses_ptr, inverses_strides, shape, batch)
         for i in range(0, BLOCK, 16):
             B = blocks.load(
                 LU_ptr, LU_strides, shape, batch, J + i, J + i, COMPONENTS, LU_BY_COLUMN, RAGGED, DIAGONAL=1.0
             )
             L_inverse, U_inverse = blocks.inverse(B)
-            _invert_rows(inverses, LU, L_inverse, J, i, BLOCK, RAGGED, True, PRECISION)
-            _invert_rows(inverses, LU, layout.transpose(U_inverse), J, i, BLOCK, RAGGED, False, PRECISION)
+            _invert_rows(inverses, LU, L_inverse, J, i, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, True, PRECISION)
+            _invert_rows(
+                inverses,
+                LU,
+                layout.transpose(U_inverse),
+                J,
+                i,
+                BLOCK,
+                COMPONENTS,
+                LU_BY_COLUMN,
+                RAGGED,
+                False,
+                PRECISION,
+            )
             tl.debug_barrier()
 
 
@@ -149,6 +172,10 @@ def _vjp_tile(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     TERMS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -160,18 +187,18 @@ def _vjp_tile(
     else:
         end = out[2][1]
         destination = _places(order, i, ROWS)
-    D = field.zeros((ROWS, BLOCK), G[0].dtype.element_ty, G[4])
+    D = field.zeros((ROWS, BLOCK), G[0].dtype.element_ty, COMPONENTS)
     for c in range(J + BLOCK, end, TERMS):
         source = destination
         if TRANSPOSED:
             source = _places(order, c, TERMS)
-        S = _load(out, i, c, ROWS, TERMS, RAGGED, TRANSPOSED, source)
-        U12 = _load(LU, J, c, BLOCK, TERMS, RAGGED, TRANSPOSED)
+        S = _load(out, i, c, ROWS, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
+        U12 = _load(LU, J, c, BLOCK, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
         D = field.add(D, field.dot(S, blocks.adjoint(U12), PRECISION))
-    W = field.subtract(_load(G, i, J, ROWS, BLOCK, RAGGED, TRANSPOSED), D)
-    inverse = _inverse(inverses, J, BLOCK, TRANSPOSED)
+    W = field.subtract(_load(G, i, J, ROWS, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED), D)
+    inverse = _inverse(inverses, J, BLOCK, COMPONENTS, TRANSPOSED)
     X = field.dot(W, field.conjugate(inverse), PRECISION)
-    _store(out, destination, X, i, J, RAGGED, TRANSPOSED)
+    _store(out, destination, X, i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
 
 
 @triton.jit
@@ -185,21 +212,25 @@ def _jvp_remainder(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     TERMS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Rows i.. of A - dL20 U01 - L20 dU01 in the columns J; or the same of transposed matrices."""
-    D = field.zeros((ROWS, BLOCK), E[0].dtype.element_ty, E[4])
+    D = field.zeros((ROWS, BLOCK), E[0].dtype.element_ty, COMPONENTS)
     for c in range(0, J, TERMS):
-        dL = _load(out, i, c, ROWS, TERMS, RAGGED, TRANSPOSED)
-        U = _load(LU, c, J, TERMS, BLOCK, RAGGED, TRANSPOSED)
+        dL = _load(out, i, c, ROWS, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
+        U = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
         D = field.add(D, field.dot(dL, U, PRECISION))
-        L = _load(LU, i, c, ROWS, TERMS, RAGGED, TRANSPOSED)
-        dU = _load(out, c, J, TERMS, BLOCK, RAGGED, TRANSPOSED)
+        L = _load(LU, i, c, ROWS, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
+        dU = _load(out, c, J, TERMS, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
         D = field.add(D, field.dot(L, dU, PRECISION))
     source = _places(order, J, BLOCK) if TRANSPOSED else _places(order, i, ROWS)
-    return field.subtract(_load(E, i, J, ROWS, BLOCK, RAGGED, TRANSPOSED, source), D)
+    return field.subtract(_load(E, i, J, ROWS, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED, source), D)
 
 
 @triton.jit
@@ -214,18 +245,39 @@ def _jvp_tile(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     TERMS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Rows i.. of dL21; on transposed matrices, of dU12^T."""
-    W = _jvp_remainder(out, LU, E, order, i, J, BLOCK, ROWS, TERMS, RAGGED, TRANSPOSED, PRECISION)
-    dB11 = _load(out, J, J, BLOCK, BLOCK, RAGGED, False)
+    W = _jvp_remainder(
+        out,
+        LU,
+        E,
+        order,
+        i,
+        J,
+        BLOCK,
+        ROWS,
+        TERMS,
+        COMPONENTS,
+        OUT_BY_COLUMN,
+        LU_BY_COLUMN,
+        IN_BY_COLUMN,
+        RAGGED,
+        TRANSPOSED,
+        PRECISION,
+    )
+    dB11 = _load(out, J, J, BLOCK, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, False)
     dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
-    L21 = _load(LU, i, J, ROWS, BLOCK, RAGGED, TRANSPOSED)
+    L21 = _load(LU, i, J, ROWS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
     W = field.subtract(W, field.dot(L21, dU11, PRECISION))
-    inverse = _inverse(inverses, J, BLOCK, TRANSPOSED)
-    _store(out, None, field.dot(W, layout.transpose(inverse), PRECISION), i, J, RAGGED, TRANSPOSED)
+    inverse = _inverse(inverses, J, BLOCK, COMPONENTS, TRANSPOSED)
+    _store(out, None, field.dot(W, layout.transpose(inverse), PRECISION), i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
 
 
 @triton.jit
@@ -258,23 +310,95 @@ def tiles_kernel(
     tiles = below + tl.cdiv(tl.maximum(shape[1] - R, 0), ROWS)
     batch = (tl.program_id(0) // tiles).to(tl.int64) + tl.arange(0, 1)
     tile = tl.program_id(0) % tiles
-    out = (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN)
-    LU = (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN)
-    X = (X_ptr, X_strides, shape, batch, COMPONENTS, IN_BY_COLUMN)
+    out = (out_ptr, out_strides, shape, batch)
+    LU = (LU_ptr, LU_strides, shape, batch)
+    X = (X_ptr, X_strides, shape, batch)
     order = (order_ptr, order_strides, shape, batch)
-    inverses = (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False)
+    inverses = (inverses_ptr, inverses_strides, shape, batch)
     if tile < below:
         i = R + tile * ROWS
         if FORWARD:
-            _jvp_tile(out, LU, X, inverses, order, i, J, BLOCK, ROWS, TERMS, RAGGED, False, PRECISION)
+            _jvp_tile(
+                out,
+                LU,
+                X,
+                inverses,
+                order,
+                i,
+                J,
+                BLOCK,
+                ROWS,
+                TERMS,
+                COMPONENTS,
+                OUT_BY_COLUMN,
+                LU_BY_COLUMN,
+                IN_BY_COLUMN,
+                RAGGED,
+                False,
+                PRECISION,
+            )
         else:
-            _vjp_tile(out, LU, X, inverses, order, i, J, BLOCK, ROWS, TERMS, RAGGED, False, PRECISION)
+            _vjp_tile(
+                out,
+                LU,
+                X,
+                inverses,
+                order,
+                i,
+                J,
+                BLOCK,
+                ROWS,
+                TERMS,
+                COMPONENTS,
+                OUT_BY_COLUMN,
+                LU_BY_COLUMN,
+                IN_BY_COLUMN,
+                RAGGED,
+                False,
+                PRECISION,
+            )
     else:
         i = R + (tile - below) * ROWS
         if FORWARD:
-            _jvp_tile(out, LU, X, inverses, order, i, J, BLOCK, ROWS, TERMS, RAGGED, True, PRECISION)
+            _jvp_tile(
+                out,
+                LU,
+                X,
+                inverses,
+                order,
+                i,
+                J,
+                BLOCK,
+                ROWS,
+                TERMS,
+                COMPONENTS,
+                OUT_BY_COLUMN,
+                LU_BY_COLUMN,
+                IN_BY_COLUMN,
+                RAGGED,
+                True,
+                PRECISION,
+            )
         else:
-            _vjp_tile(out, LU, X, inverses, order, i, J, BLOCK, ROWS, TERMS, RAGGED, True, PRECISION)
+            _vjp_tile(
+                out,
+                LU,
+                X,
+                inverses,
+                order,
+                i,
+                J,
+                BLOCK,
+                ROWS,
+                TERMS,
+                COMPONENTS,
+                OUT_BY_COLUMN,
+                LU_BY_COLUMN,
+                IN_BY_COLUMN,
+                RAGGED,
+                True,
+                PRECISION,
+            )
 
 
 @triton.jit
@@ -285,6 +409,9 @@ def _vjp_sum(
     J,
     BLOCK: tl.constexpr,
     TERMS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -294,12 +421,12 @@ def _vjp_sum(
     if TRANSPOSED:
         end = out[2][1]
         source = _places(order, J, BLOCK)
-    D = field.zeros((BLOCK, BLOCK), out[0].dtype.element_ty, out[4])
+    D = field.zeros((BLOCK, BLOCK), out[0].dtype.element_ty, COMPONENTS)
     for c in range(J + BLOCK, end, TERMS):
         if not TRANSPOSED:
             source = _places(order, c, TERMS)
-        X21 = _load(out, c, J, TERMS, BLOCK, RAGGED, TRANSPOSED, source)
-        L21 = _load(LU, c, J, TERMS, BLOCK, RAGGED, TRANSPOSED)
+        X21 = _load(out, c, J, TERMS, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
+        L21 = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
         D = field.add(D, field.dot(blocks.adjoint(L21), X21, PRECISION))
     return D
 
@@ -329,27 +456,50 @@ def diagonal_kernel(
     PRECISION: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    out = (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN)
-    LU = (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN)
-    X = (X_ptr, X_strides, shape, batch, COMPONENTS, IN_BY_COLUMN)
+    out = (out_ptr, out_strides, shape, batch)
+    LU = (LU_ptr, LU_strides, shape, batch)
+    X = (X_ptr, X_strides, shape, batch)
     order = (order_ptr, order_strides, shape, batch)
-    inverses = (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False)
+    inverses = (inverses_ptr, inverses_strides, shape, batch)
     if FORWARD:
-        W = _jvp_remainder(out, LU, X, order, J, J, BLOCK, BLOCK, TERMS, RAGGED, False, PRECISION)
+        W = _jvp_remainder(
+            out,
+            LU,
+            X,
+            order,
+            J,
+            J,
+            BLOCK,
+            BLOCK,
+            TERMS,
+            COMPONENTS,
+            OUT_BY_COLUMN,
+            LU_BY_COLUMN,
+            IN_BY_COLUMN,
+            RAGGED,
+            False,
+            PRECISION,
+        )
     else:
-        lower = layout.transpose(_vjp_sum(out, LU, order, J, BLOCK, TERMS, RAGGED, True, PRECISION))
-        upper = _vjp_sum(out, LU, order, J, BLOCK, TERMS, RAGGED, False, PRECISION)
-        W = field.subtract(_load(X, J, J, BLOCK, BLOCK, RAGGED, False), blocks.merge(lower, upper))
+        lower = layout.transpose(
+            _vjp_sum(out, LU, order, J, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, LU_BY_COLUMN, RAGGED, True, PRECISION)
+        )
+        upper = _vjp_sum(
+            out, LU, order, J, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, LU_BY_COLUMN, RAGGED, False, PRECISION
+        )
+        W = field.subtract(
+            _load(X, J, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, False), blocks.merge(lower, upper)
+        )
     B = blocks.load(
         LU_ptr, LU_strides, shape, batch, J, J, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0, ROWS=BLOCK, COLS=BLOCK
     )
-    L_inverse = _inverse(inverses, J, BLOCK, True)
-    U_inverse = layout.transpose(_inverse(inverses, J, BLOCK, False))
+    L_inverse = _inverse(inverses, J, BLOCK, COMPONENTS, True)
+    U_inverse = layout.transpose(_inverse(inverses, J, BLOCK, COMPONENTS, False))
     if FORWARD:
-        _store(out, None, blocks.jvp(B, L_inverse, U_inverse, W, PRECISION), J, J, RAGGED, False)
+        _store(out, None, blocks.jvp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
     else:
         destination = _places(order, J, BLOCK)
-        _store(out, destination, blocks.vjp(B, L_inverse, U_inverse, W, PRECISION), J, J, RAGGED, False)
+        _store(out, destination, blocks.vjp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
 
 
 def workspace(out, *, block):
