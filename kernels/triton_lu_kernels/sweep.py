@@ -3,9 +3,9 @@
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
 
-Arguments, completion and memory effects are those of `warp`, with two workspaces besides: `order` [batch, m] takes the
-row of P X at which each row of X arrives, and `inverses` [batch, 2 BLOCK blocks, BLOCK] the inverse of every diagonal
-block of L, each followed by the transposed inverse of the same block of U.
+Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [batch, m] takes the row
+of P X at which each row of X arrives; `inverses` [batch, rows, BLOCK] the inverse of every diagonal block of L, each
+followed by the transposed inverse of the same block of U; `sums` [batch, rows, BLOCK] a block for every tile.
 
 J is a diagonal block of width BLOCK, R the rows or columns after it, S = W[R, R]; all products with the inverses are
 products of blocks of the sweep. The blocked factorization reversed, from the last J to the first, is vjp,
@@ -121,21 +121,28 @@ def prepare_kernel(
     shape,
     inverses_ptr,
     inverses_strides,
+    sums_ptr,
+    sums_strides,
     pivots_ptr,
     pivots_strides,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     LU_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    programs = tl.cdiv(shape[0], BLOCK)
+    inversions = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
+    programs = inversions + tl.cdiv(shape[0], ROWS)
     batch = (tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1)
-    J = tl.program_id(0) % programs * BLOCK
-    rows = J + tl.arange(0, BLOCK)[None, :]
-    destination = permutation.destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, J + BLOCK)
-    tl.store(order_ptr + batch[:, None] * order_strides[0] + rows, destination, rows < shape[0])
-    if tl.minimum(shape[0], shape[1]) > J:
+    task = tl.program_id(0) % programs
+    if task >= inversions:
+        row = (task - inversions) * ROWS
+        rows = row + tl.arange(0, ROWS)[None, :]
+        destination = permutation.destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, row + ROWS)
+        tl.store(order_ptr + batch[:, None] * order_strides[0] + rows, destination, rows < shape[0])
+    else:
+        J = task * BLOCK
         LU = (LU_ptr, LU_strides, shape, batch)
         inverses = (inverses_ptr, inverses_strides, shape, batch)
         for i in range(0, BLOCK, 16):
@@ -161,16 +168,22 @@ def prepare_kernel(
 
 
 @triton.jit
+def _sum_row(shape, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The row of `sums` at which the block of the tile at i begins."""
+    return i + (shape[0] + BLOCK - 1) // BLOCK * BLOCK if TRANSPOSED else i
+
+
+@triton.jit
 def _vjp_tile(
     out,
     LU,
     G,
-    inverses,
     order,
+    inverses,
+    sums,
     i,
     J,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
     TERMS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     OUT_BY_COLUMN: tl.constexpr,
@@ -180,57 +193,22 @@ def _vjp_tile(
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Rows i.. of X21 = (G21 - S U12^H) U11^-H; on transposed matrices, of X12^T."""
-    if TRANSPOSED:
-        end = out[2][0]
-        destination = _places(order, J, BLOCK)
-    else:
-        end = out[2][1]
-        destination = _places(order, i, ROWS)
-    D = field.zeros((ROWS, BLOCK), G[0].dtype.element_ty, COMPONENTS)
+    """Rows i.. of X21, and their part of L21^H X21; on transposed matrices, of X12^T and of (X12 U12^H)^T."""
+    end = out[2][0] if TRANSPOSED else out[2][1]
+    places = _places(order, J if TRANSPOSED else i, BLOCK)
+    D = field.zeros((BLOCK, BLOCK), G[0].dtype.element_ty, COMPONENTS)
     for c in range(J + BLOCK, end, TERMS):
-        source = destination
-        if TRANSPOSED:
-            source = _places(order, c, TERMS)
-        S = _load(out, i, c, ROWS, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
+        source = _places(order, c, TERMS) if TRANSPOSED else places
+        S = _load(out, i, c, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
         U12 = _load(LU, J, c, BLOCK, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
         D = field.add(D, field.dot(S, blocks.adjoint(U12), PRECISION))
-    W = field.subtract(_load(G, i, J, ROWS, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED), D)
+    W = field.subtract(_load(G, i, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED), D)
     inverse = _inverse(inverses, J, BLOCK, COMPONENTS, TRANSPOSED)
     X = field.dot(W, field.conjugate(inverse), PRECISION)
-    _store(out, destination, X, i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-
-
-@triton.jit
-def _jvp_remainder(
-    out,
-    LU,
-    E,
-    order,
-    i,
-    J,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows i.. of A - dL20 U01 - L20 dU01 in the columns J; or the same of transposed matrices."""
-    D = field.zeros((ROWS, BLOCK), E[0].dtype.element_ty, COMPONENTS)
-    for c in range(0, J, TERMS):
-        dL = _load(out, i, c, ROWS, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-        U = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-        D = field.add(D, field.dot(dL, U, PRECISION))
-        L = _load(LU, i, c, ROWS, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-        dU = _load(out, c, J, TERMS, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-        D = field.add(D, field.dot(L, dU, PRECISION))
-    source = _places(order, J, BLOCK) if TRANSPOSED else _places(order, i, ROWS)
-    return field.subtract(_load(E, i, J, ROWS, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED, source), D)
+    _store(out, places, X, i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
+    L21 = _load(LU, i, J, BLOCK, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
+    part = field.dot(blocks.adjoint(L21), X, PRECISION)
+    _store(sums, None, part, _sum_row(out[2], i, BLOCK, TRANSPOSED), 0, False, False, False)
 
 
 @triton.jit
@@ -238,12 +216,12 @@ def _jvp_tile(
     out,
     LU,
     E,
-    inverses,
     order,
+    inverses,
+    sums,
     i,
     J,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
     TERMS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     OUT_BY_COLUMN: tl.constexpr,
@@ -253,31 +231,31 @@ def _jvp_tile(
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Rows i.. of dL21; on transposed matrices, of dU12^T."""
-    W = _jvp_remainder(
-        out,
-        LU,
-        E,
-        order,
-        i,
-        J,
-        BLOCK,
-        ROWS,
-        TERMS,
-        COMPONENTS,
-        OUT_BY_COLUMN,
-        LU_BY_COLUMN,
-        IN_BY_COLUMN,
-        RAGGED,
-        TRANSPOSED,
-        PRECISION,
-    )
+    """Rows i.. of dL21, and their part of the sum for the block of the diagonal in their rows; or the same on
+    transposed matrices."""
+    D = field.zeros((BLOCK, BLOCK), E[0].dtype.element_ty, COMPONENTS)
+    for c in range(0, J, TERMS):
+        dL = _load(out, i, c, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
+        U = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
+        D = field.add(D, field.dot(dL, U, PRECISION))
+        L = _load(LU, i, c, BLOCK, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
+        dU = _load(out, c, J, TERMS, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
+        D = field.add(D, field.dot(L, dU, PRECISION))
     dB11 = _load(out, J, J, BLOCK, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, False)
     dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
-    L21 = _load(LU, i, J, ROWS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-    W = field.subtract(W, field.dot(L21, dU11, PRECISION))
+    L21 = _load(LU, i, J, BLOCK, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
+    D = field.add(D, field.dot(L21, dU11, PRECISION))
+    places = _places(order, J if TRANSPOSED else i, BLOCK)
+    W = _load(E, i, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED, places)
     inverse = _inverse(inverses, J, BLOCK, COMPONENTS, TRANSPOSED)
-    _store(out, None, field.dot(W, layout.transpose(inverse), PRECISION), i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
+    X = field.dot(field.subtract(W, D), layout.transpose(inverse), PRECISION)
+    _store(out, None, X, i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
+    U12 = _load(LU, J, i, BLOCK, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
+    total = field.dot(X, U12, PRECISION)
+    row = _sum_row(out[2], i, BLOCK, TRANSPOSED)
+    if J > 0:
+        total = field.add(total, _load(sums, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False))
+    _store(sums, None, total, row, 0, False, False, False)
 
 
 @triton.jit
@@ -293,10 +271,11 @@ def tiles_kernel(
     shape,
     inverses_ptr,
     inverses_strides,
+    sums_ptr,
+    sums_strides,
     J,
     FORWARD: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
     TERMS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     OUT_BY_COLUMN: tl.constexpr,
@@ -306,8 +285,8 @@ def tiles_kernel(
     PRECISION: tl.constexpr,
 ):
     R = J + BLOCK
-    below = tl.cdiv(tl.maximum(shape[0] - R, 0), ROWS)
-    tiles = below + tl.cdiv(tl.maximum(shape[1] - R, 0), ROWS)
+    below = tl.cdiv(tl.maximum(shape[0] - R, 0), BLOCK)
+    tiles = below + tl.cdiv(tl.maximum(shape[1] - R, 0), BLOCK)
     batch = (tl.program_id(0) // tiles).to(tl.int64) + tl.arange(0, 1)
     tile = tl.program_id(0) % tiles
     out = (out_ptr, out_strides, shape, batch)
@@ -315,19 +294,20 @@ def tiles_kernel(
     X = (X_ptr, X_strides, shape, batch)
     order = (order_ptr, order_strides, shape, batch)
     inverses = (inverses_ptr, inverses_strides, shape, batch)
+    sums = (sums_ptr, sums_strides, shape, batch)
     if tile < below:
-        i = R + tile * ROWS
+        i = R + tile * BLOCK
         if FORWARD:
             _jvp_tile(
                 out,
                 LU,
                 X,
-                inverses,
                 order,
+                inverses,
+                sums,
                 i,
                 J,
                 BLOCK,
-                ROWS,
                 TERMS,
                 COMPONENTS,
                 OUT_BY_COLUMN,
@@ -342,12 +322,12 @@ def tiles_kernel(
                 out,
                 LU,
                 X,
-                inverses,
                 order,
+                inverses,
+                sums,
                 i,
                 J,
                 BLOCK,
-                ROWS,
                 TERMS,
                 COMPONENTS,
                 OUT_BY_COLUMN,
@@ -358,18 +338,18 @@ def tiles_kernel(
                 PRECISION,
             )
     else:
-        i = R + (tile - below) * ROWS
+        i = R + (tile - below) * BLOCK
         if FORWARD:
             _jvp_tile(
                 out,
                 LU,
                 X,
-                inverses,
                 order,
+                inverses,
+                sums,
                 i,
                 J,
                 BLOCK,
-                ROWS,
                 TERMS,
                 COMPONENTS,
                 OUT_BY_COLUMN,
@@ -384,12 +364,12 @@ def tiles_kernel(
                 out,
                 LU,
                 X,
-                inverses,
                 order,
+                inverses,
+                sums,
                 i,
                 J,
                 BLOCK,
-                ROWS,
                 TERMS,
                 COMPONENTS,
                 OUT_BY_COLUMN,
@@ -402,33 +382,13 @@ def tiles_kernel(
 
 
 @triton.jit
-def _vjp_sum(
-    out,
-    LU,
-    order,
-    J,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """L21^H X21; on transposed matrices, (X12 U12^H)^T."""
-    end = out[2][0]
-    if TRANSPOSED:
-        end = out[2][1]
-        source = _places(order, J, BLOCK)
-    D = field.zeros((BLOCK, BLOCK), out[0].dtype.element_ty, COMPONENTS)
-    for c in range(J + BLOCK, end, TERMS):
-        if not TRANSPOSED:
-            source = _places(order, c, TERMS)
-        X21 = _load(out, c, J, TERMS, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
-        L21 = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-        D = field.add(D, field.dot(blocks.adjoint(L21), X21, PRECISION))
-    return D
+def _sum(sums, first, end, BLOCK: tl.constexpr, COMPONENTS: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The sum of the blocks of `sums` for the tiles from `first` to `end`."""
+    D = field.zeros((BLOCK, BLOCK), sums[0].dtype.element_ty, COMPONENTS)
+    for i in range(first, end, BLOCK):
+        row = _sum_row(sums[2], i, BLOCK, TRANSPOSED)
+        D = field.add(D, _load(sums, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False))
+    return layout.transpose(D) if TRANSPOSED else D
 
 
 @triton.jit
@@ -444,6 +404,8 @@ def diagonal_kernel(
     shape,
     inverses_ptr,
     inverses_strides,
+    sums_ptr,
+    sums_strides,
     J,
     FORWARD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -461,91 +423,76 @@ def diagonal_kernel(
     X = (X_ptr, X_strides, shape, batch)
     order = (order_ptr, order_strides, shape, batch)
     inverses = (inverses_ptr, inverses_strides, shape, batch)
+    sums = (sums_ptr, sums_strides, shape, batch)
+    places = _places(order, J, BLOCK)
     if FORWARD:
-        W = _jvp_remainder(
-            out,
-            LU,
-            X,
-            order,
-            J,
-            J,
-            BLOCK,
-            BLOCK,
-            TERMS,
-            COMPONENTS,
-            OUT_BY_COLUMN,
-            LU_BY_COLUMN,
-            IN_BY_COLUMN,
-            RAGGED,
-            False,
-            PRECISION,
-        )
+        W = _load(X, J, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, False, places)
+        end = tl.minimum(J, 1)  # nothing has been summed for the first block
+        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, COMPONENTS, False))
+        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, COMPONENTS, True))
     else:
-        lower = layout.transpose(
-            _vjp_sum(out, LU, order, J, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, LU_BY_COLUMN, RAGGED, True, PRECISION)
-        )
-        upper = _vjp_sum(
-            out, LU, order, J, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, LU_BY_COLUMN, RAGGED, False, PRECISION
-        )
-        W = field.subtract(
-            _load(X, J, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, False), blocks.merge(lower, upper)
-        )
-    B = blocks.load(
-        LU_ptr, LU_strides, shape, batch, J, J, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0, ROWS=BLOCK, COLS=BLOCK
-    )
+        W = _load(X, J, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, False)
+        lower = _sum(sums, J + BLOCK, shape[1], BLOCK, COMPONENTS, True)
+        upper = _sum(sums, J + BLOCK, shape[0], BLOCK, COMPONENTS, False)
+        W = field.subtract(W, blocks.merge(lower, upper))
+    B = blocks.load(*LU, J, J, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0, ROWS=BLOCK, COLS=BLOCK)
     L_inverse = _inverse(inverses, J, BLOCK, COMPONENTS, True)
     U_inverse = layout.transpose(_inverse(inverses, J, BLOCK, COMPONENTS, False))
     if FORWARD:
         _store(out, None, blocks.jvp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
     else:
-        destination = _places(order, J, BLOCK)
-        _store(out, destination, blocks.vjp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
+        _store(out, places, blocks.vjp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
 
 
 def workspace(out, *, block):
-    """Uninitialized `order` and `inverses` for a result like `out`, with diagonal blocks of that width."""
+    """Uninitialized `order`, `inverses` and `sums` for a result like `out`, with diagonal blocks of that width."""
     batch_size, m, n = out.shape
+    blocks_below, blocks_right = triton.cdiv(m, block), triton.cdiv(n, block)
     order = torch.empty(batch_size, m, dtype=torch.int32, device=out.device)
-    return order, out.new_empty(batch_size, 2 * block * triton.cdiv(min(m, n), block), block)
+    inverses = out.new_empty(batch_size, 2 * block * min(blocks_below, blocks_right), block)
+    sums = out.new_empty(batch_size, block * (blocks_below + blocks_right), block)
+    return order, inverses, sums
 
 
-def vjp(out, LU, pivots, G, order, inverses, *, block, rows, terms, num_warps):
+def vjp(out, LU, pivots, G, order, inverses, sums, *, block, terms, num_warps, num_stages):
     """Writes the backward of LU to `out`: `warp.vjp` for any m and n.
 
-    `order` and `inverses` are those of `workspace` and hold nothing of use afterwards. `block`, `rows` and `terms` are
-    the width of the diagonal blocks, the rows of a tile, and the terms of a sum that are loaded at once: powers of two
-    from 16 on, `terms` at most `block`.
+    `order`, `inverses` and `sums` are those of `workspace` and hold nothing of use afterwards. `block` is the width of
+    the diagonal blocks and of the tiles, `terms`, at most as many, that of the pieces in which sums load their factors:
+    powers of two from 16 on.
     """
-    _launch(False, out, LU, pivots, G, order, inverses, block, rows, terms, num_warps)
+    _launch(False, out, LU, pivots, G, order, inverses, sums, block, terms, num_warps, num_stages)
 
 
-def jvp(out, LU, pivots, E, order, inverses, *, block, rows, terms, num_warps):
+def jvp(out, LU, pivots, E, order, inverses, sums, *, block, terms, num_warps, num_stages):
     """Writes the forward mode of LU to `out`: `warp.jvp` for any m and n. Arguments as those of `vjp`, E for G."""
-    _launch(True, out, LU, pivots, E, order, inverses, block, rows, terms, num_warps)
+    _launch(True, out, LU, pivots, E, order, inverses, sums, block, terms, num_warps, num_stages)
 
 
-def _launch(forward, out, LU, pivots, x, order, inverses, block, rows, terms, num_warps):
+def _launch(forward, out, LU, pivots, x, order, inverses, sums, block, terms, num_warps, num_stages):
     if out.numel() == 0:
         return
     batch_size, m, n = out.shape
+    k = min(m, n)
     args, constants = launch.arguments(out, LU, order, x, block)
-    constants["RAGGED"] = m % max(block, rows) != 0 or n % max(block, rows) != 0
+    constants["BLOCK"] = block
+    constants["RAGGED"] = m % block != 0 or n % block != 0
     constants["PRECISION"] = "tf32x3" if out.dtype in (torch.float32, torch.complex64) else "ieee"
-    args += (torch.view_as_real(inverses) if inverses.is_complex() else inverses, inverses.stride())
+    for blocks_of_rows in (inverses, sums):
+        real = torch.view_as_real(blocks_of_rows) if out.is_complex() else blocks_of_rows
+        args += (real, blocks_of_rows.stride())
 
-    common = {name: constants[name] for name in ("COMPONENTS", "LU_BY_COLUMN", "RAGGED", "PRECISION")}
-    prepare_kernel[(batch_size * triton.cdiv(m, block),)](
-        *args, pivots, pivots.stride(), BLOCK=block, **common, num_warps=1
-    )
+    common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED", "PRECISION")}
+    programs = triton.cdiv(k, block) + triton.cdiv(m, 128)
+    prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=128, **common, num_warps=1)
 
-    options = {"FORWARD": forward, "BLOCK": block, "TERMS": terms, "num_warps": num_warps, "num_stages": 1}
-    starts = range(0, min(m, n), block)
+    constants |= {"FORWARD": forward, "TERMS": terms, "num_warps": num_warps, "num_stages": num_stages}
+    starts = range(0, k, block)
     for J in starts if forward else reversed(starts):
-        R = J + block
-        tiles = triton.cdiv(max(m - R, 0), rows) + triton.cdiv(max(n - R, 0), rows)
+        tiles = sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
         if forward:
-            diagonal_kernel[(batch_size,)](*args, J, **constants, **options)
+            diagonal_kernel[(batch_size,)](*args, J, **constants)
         if tiles:
-            tiles_kernel[(batch_size * tiles,)](*args, J, ROWS=rows, **constants, **options)
+            tiles_kernel[(batch_size * tiles,)](*args, J, **constants)
         if not forward:
-            diagonal_kernel[(batch_size,)](*args, J, **constants, **options)
+            diagonal_kernel[(batch_size,)](*args, J, **constants)
