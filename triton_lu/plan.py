@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 ALL_TERMS = 2**31
+LIBRARY = 2048  # rows or columns from which on products go to a library, on a GPU too; see `kernel`
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
@@ -94,7 +95,28 @@ class Tile:
     num_warps: int
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | None:
+@dataclass(frozen=True)
+class Blocked:
+    """A kernel of the sweep regime: many programs per matrix, two launches per diagonal block.
+
+    block: width of the diagonal blocks and of the tiles.
+    terms: sums load their factors in pieces of so many terms.
+    """
+
+    block: int
+    terms: int
+    num_warps: int
+
+
+_BLOCKED = {
+    torch.float32: Blocked(block=64, terms=32, num_warps=4),
+    torch.float64: Blocked(block=64, terms=32, num_warps=8),
+    torch.complex64: Blocked(block=32, terms=32, num_warps=4),
+    torch.complex128: Blocked(block=32, terms=16, num_warps=4),
+}
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Blocked | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
@@ -106,7 +128,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | None:
     if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
         return None
     if largest > 128:
-        return None
+        return _BLOCKED[dtype] if largest < LIBRARY else None
     if largest > 32:  # one warp, and as many rows as its registers hold
         return Tile(rows=32 if dtype == torch.float32 else 16, num_warps=2 if dtype == torch.complex128 else 1)
     if name == "factor":

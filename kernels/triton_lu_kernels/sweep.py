@@ -454,22 +454,22 @@ def workspace(out, *, block):
     return order, inverses, sums
 
 
-def vjp(out, LU, pivots, G, order, inverses, sums, *, block, terms, num_warps, num_stages):
+def vjp(out, LU, pivots, G, order, inverses, sums, *, block, terms, num_warps):
     """Writes the backward of LU to `out`: `warp.vjp` for any m and n.
 
     `order`, `inverses` and `sums` are those of `workspace` and hold nothing of use afterwards. `block` is the width of
     the diagonal blocks and of the tiles, `terms`, at most as many, that of the pieces in which sums load their factors:
     powers of two from 16 on.
     """
-    _launch(False, out, LU, pivots, G, order, inverses, sums, block, terms, num_warps, num_stages)
+    _launch(False, out, LU, pivots, G, order, inverses, sums, block, terms, num_warps)
 
 
-def jvp(out, LU, pivots, E, order, inverses, sums, *, block, terms, num_warps, num_stages):
+def jvp(out, LU, pivots, E, order, inverses, sums, *, block, terms, num_warps):
     """Writes the forward mode of LU to `out`: `warp.jvp` for any m and n. Arguments as those of `vjp`, E for G."""
-    _launch(True, out, LU, pivots, E, order, inverses, sums, block, terms, num_warps, num_stages)
+    _launch(True, out, LU, pivots, E, order, inverses, sums, block, terms, num_warps)
 
 
-def _launch(forward, out, LU, pivots, x, order, inverses, sums, block, terms, num_warps, num_stages):
+def _launch(forward, out, LU, pivots, x, order, inverses, sums, block, terms, num_warps):
     if out.numel() == 0:
         return
     batch_size, m, n = out.shape
@@ -486,7 +486,7 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, block, terms, nu
     programs = triton.cdiv(k, block) + triton.cdiv(m, 128)
     prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=128, **common, num_warps=1)
 
-    constants |= {"FORWARD": forward, "TERMS": terms, "num_warps": num_warps, "num_stages": num_stages}
+    constants |= {"FORWARD": forward, "TERMS": terms, "num_warps": num_warps, "num_stages": 1}
     starts = range(0, k, block)
     for J in starts if forward else reversed(starts):
         tiles = sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
