@@ -42,7 +42,7 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     out = empty_row_major(X)
     arguments = (_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2))
     regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
-    if regime is sweep:
+    if isinstance(chosen, plan.Blocked):
         arguments += sweep.workspace(arguments[0], block=chosen.block)
     with torch.cuda.device_of(X):
         getattr(regime, name)(*arguments, **asdict(chosen))

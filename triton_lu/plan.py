@@ -128,6 +128,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Block
     if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
         return None
     if largest > 128:
+        return _BLOCKED.get(dtype) if largest < LIBRARY else None
         return _BLOCKED[dtype] if largest < LIBRARY else None
     if largest > 32:  # one warp, and as many rows as its registers hold
         return Tile(rows=32 if dtype == torch.float32 else 16, num_warps=2 if dtype == torch.complex128 else 1)
