@@ -72,6 +72,20 @@ def test_triton_agrees_with_aten(shape, dtype):
     assert ours.is_contiguous()
 
 
+@pytest.mark.parametrize("shape", [(150, 150), (20, 135)], ids=str)
+def test_derivatives_of_large_matrices_on_the_kernels(shape):
+    """Backward and tangent against ATen, and against each other as adjoints."""
+    A = torch.randn(shape, dtype=torch.float64)
+    G, V = torch.randn(2, *shape, dtype=torch.float64)
+    LU, pivots, _ = torch.ops.triton_lu.factor(A)
+    with triton_lu.backend("triton"):
+        gradient = torch.ops.triton_lu.vjp(LU, pivots, G)
+        tangent = torch.ops.triton_lu.jvp(LU, pivots, V)
+    torch.testing.assert_close(gradient, torch.ops.triton_lu.vjp(LU, pivots, G), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(tangent, torch.ops.triton_lu.jvp(LU, pivots, V), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close((gradient * V).sum(), (tangent * G).sum())
+
+
 def test_triton_takes_batches_of_any_strides():
     A = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     LU, pivots, _ = torch.ops.triton_lu.factor(A)
