@@ -18,10 +18,11 @@ and its tangent, left-looking, from the first J to the last, is jvp: with A = P^
     dB11 = jvp(A11 - dL10 U01 - L10 dU01)
     dL21 = (A21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1       dU12 = L11^-1 (A12 - dL10 U02 - L10 dU02 - dL11 U12)
 
-Grids: one axis. `prepare_kernel` has one program for every BLOCK rows of a matrix; then for each J `tiles_kernel` one
-for every tile of ROWS rows of X21 or columns of X12, and `diagonal_kernel` one for X11. Tiles of X12 are computed by
-the code of X21, on transposed matrices. What one launch has written, rows of X in their places in P X, the next reads.
-Every sum has one order, and none crosses matrices.
+Grids: one axis. `prepare_kernel` has one program for every diagonal block and one for every 128 rows of a matrix; then
+for each J `tiles_kernel` one for every tile of BLOCK rows of X21 or columns of X12, and `diagonal_kernel` one for X11.
+Tiles of X12 are computed by the code of X21, on transposed matrices. The products that X11 needs are summed by tile:
+`tiles_kernel` leaves each tile's part in `sums`, where jvp adds up those for all later diagonal blocks. What one launch
+has written, rows of X in their places in P X, the next reads. Every sum has one order, and none crosses matrices.
 """
 
 import torch
