@@ -48,10 +48,10 @@ def test_unknown_choice(bad):
 
 
 def test_triton_never_falls_back_silently():
-    LU, pivots, _ = torch.ops.triton_lu.factor(torch.randn(140, 140))
+    LU, pivots, _ = torch.ops.triton_lu.factor(torch.randn(2048, 1))
     with triton_lu.backend("triton"):
         for op in (torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp):
-            with pytest.raises(NotImplementedError, match=r"no Triton kernel for 140×140 matrices of torch.float32"):
+            with pytest.raises(NotImplementedError, match=r"no Triton kernel for 2048×1 matrices of torch.float32"):
                 op(LU, pivots, LU)
 
 
@@ -70,6 +70,20 @@ def test_triton_agrees_with_aten(shape, dtype):
         (expected,) = torch.autograd.grad(LU, A, G)
     torch.testing.assert_close(ours, expected, rtol=1e-3 if dtype == torch.float32 else 1e-9, atol=1e-3)
     assert ours.is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(150, 150), (20, 135)], ids=str)
+def test_derivatives_of_large_matrices_on_the_kernels(shape):
+    """Backward and tangent against ATen, and against each other as adjoints."""
+    A = torch.randn(shape, dtype=torch.float64)
+    G, V = torch.randn(2, *shape, dtype=torch.float64)
+    LU, pivots, _ = torch.ops.triton_lu.factor(A)
+    with triton_lu.backend("triton"):
+        gradient = torch.ops.triton_lu.vjp(LU, pivots, G)
+        tangent = torch.ops.triton_lu.jvp(LU, pivots, V)
+    torch.testing.assert_close(gradient, torch.ops.triton_lu.vjp(LU, pivots, G), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(tangent, torch.ops.triton_lu.jvp(LU, pivots, V), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close((gradient * V).sum(), (tangent * G).sum())
 
 
 def test_triton_takes_batches_of_any_strides():

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 from triton_lu_kernels import factor as factor_kernel
-from triton_lu_kernels import tile, warp
+from triton_lu_kernels import sweep, tile, warp
 
 from triton_lu import plan
 from triton_lu.storage import empty_factors, empty_row_major
@@ -39,14 +39,17 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
 
 def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
-    launch = getattr(tile if isinstance(chosen, plan.Tile) else warp, name)
     out = empty_row_major(X)
+    arguments = (_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2))
+    regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
+    if isinstance(chosen, plan.Blocked):
+        arguments += sweep.workspace(arguments[0], block=chosen.block)
     with torch.cuda.device_of(X):
-        launch(_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2), **asdict(chosen))
+        getattr(regime, name)(*arguments, **asdict(chosen))
     return out
 
 
-def _planned(name: str, X: Tensor) -> plan.Warp | plan.Tile:
+def _planned(name: str, X: Tensor) -> plan.Warp | plan.Tile | plan.Blocked:
     m, n = X.shape[-2:]
     chosen = plan.kernel(name, m, n, X.dtype)
     if chosen is None:

@@ -10,6 +10,7 @@ import torch
 
 from triton_lu import calibration
 
+LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen on a GPU too; see `Blocked`
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
@@ -92,7 +93,46 @@ class Tile:
     num_warps: int
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | None:
+@dataclass(frozen=True)
+class Blocked:
+    """A kernel of the sweep regime: many programs per matrix, two launches per diagonal block.
+
+    block: width of the diagonal blocks and of the tiles.
+    terms: sums load their factors in pieces of so many terms.
+
+    Estimates for 64 matrices of 256×256 on an H100, registers per thread and bytes spilled (sm_90) of the kernels of
+    tiles and of diagonal blocks; the sum of the times of all launches, without what lies between them, and their
+    number; and the time of the fewest bytes:
+
+                    vjp                                     jvp
+        float32     191, 0   255, 0      73 µs /  8         250, 0      255, 68      76 µs /  8         15 µs
+        float64     255, 28  255, 568   104 µs /  8         255, 704    255, 612    119 µs /  8         30 µs
+        complex64   255, 668 255, 232   264 µs / 16         255, 2584   255, 292    252 µs / 16         30 µs
+        complex128  255, 80  255, 480   287 µs / 16         255, 176    255, 124    324 µs / 16         60 µs
+
+    Latency limits the launches with few programs, shared memory and L2 the others. Blocks of half the width in float32
+    and float64 spill nothing and take 108 and 139 µs in twice as many launches. For sm_80, whose products keep their
+    factors in registers, float32 spills 608 and 800 bytes in vjp, 3508 and 1384 in jvp.
+
+    ATen has about 20 launches per block. From LIBRARY on there are enough of them for its products to fill a GPU: a
+    single matrix of 2048 is a chain of about 3.6 million cycles in these kernels, 640 launches in ATen's, and the one
+    grows with the square of its size, the other in proportion.
+    """
+
+    block: int
+    terms: int
+    num_warps: int
+
+
+_BLOCKED = {
+    torch.float32: Blocked(block=64, terms=32, num_warps=4),
+    torch.float64: Blocked(block=64, terms=32, num_warps=8),
+    torch.complex64: Blocked(block=32, terms=32, num_warps=4),
+    torch.complex128: Blocked(block=32, terms=16, num_warps=4),
+}
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Blocked | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
@@ -104,7 +144,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | None:
     if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
         return None
     if largest > 128:
-        return None
+        return _BLOCKED[dtype] if largest < LIBRARY else None
     if largest > 32:  # one warp, and as many rows as its registers hold
         return Tile(rows=32 if dtype == torch.float32 else 16, num_warps=2 if dtype == torch.complex128 else 1)
     if name == "factor":

@@ -35,3 +35,25 @@ def _exchange(rows, pivots, step):
     pivot = tl.gather(pivots, tl.full(rows.shape, step, tl.int32), 1)
     arrives = tl.where(rows == pivot, step, rows)
     return tl.where(rows == step, pivot, arrives)
+
+
+@triton.jit
+def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
+    """The rows of P X at which `rows` [1, N] of X arrive; all of them lie before `end`.
+
+    A row is moved by its own exchange first, and by earlier ones that chose the row where it lies by then: a chain of
+    two instructions per exchange, which is short beside anything else that is done with so large a matrix.
+    """
+    end = tl.minimum(end, tl.minimum(shape[0], shape[1]))
+    first = batch[:, None] * strides[0]
+    own = tl.load(pivots_ptr + first + rows.to(tl.int64) * strides[1], rows < end, other=0) - 1
+    destination = tl.where(rows < end, own, rows)
+    for chunk in range(tl.cdiv(end, 32) - 1, -1, -1):
+        pivots = ()
+        for i in tl.static_range(32):
+            step = chunk * 32 + i + tl.zeros_like(batch)
+            pivots += (tl.load(pivots_ptr + first + (step * strides[1])[:, None], step < end, other=0) - 1,)
+        for i in tl.static_range(31, -1, -1):
+            step = chunk * 32 + i
+            destination = tl.where((destination == pivots[i]) & (rows > step), step, destination)
+    return destination

@@ -1,0 +1,84 @@
+"""The kernels of vjp and jvp for more than 128 rows and columns as compiled, with the plans' constants: memory, races,
+launches and traffic. The matrices are smaller than planned: the emulator takes its time."""
+
+import re
+
+import ptxrun
+import pytest
+import reference
+import torch
+from layouts import by_column
+from matrices import ZOO
+from triton_lu_kernels import sweep
+
+from triton_lu import plan
+
+MAPS = ["vjp", "jvp"]
+
+
+def problem(batch, shape, dtype):
+    """LU by columns, as torch makes it, pivots, and an argument of a map by rows."""
+    LU, pivots, _ = torch.linalg.lu_factor_ex(
+        torch.stack([ZOO["gaussian"].make(*shape, dtype, i) for i in range(batch)])
+    )
+    generator = torch.Generator().manual_seed(1234)
+    return by_column(LU), pivots, torch.randn(batch, *shape, dtype=dtype, generator=generator)
+
+
+def run(name, LU, pivots, X, **options):
+    """The result, in an output and with workspaces that held NaN before, and the reports of the launches."""
+    chosen = plan.kernel(name, 256, 256, X.dtype)
+    out = torch.empty(X.shape, dtype=X.dtype)
+    order, inverses, sums = sweep.workspace(out, block=chosen.block)
+    for x in (out, inverses, sums):
+        x.fill_(torch.nan)
+    constants = {"block": chosen.block, "terms": chosen.terms, "num_warps": chosen.num_warps}
+    with ptxrun.device(**options) as reports:
+        getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **constants)
+    return out, reports
+
+
+def assert_agrees(out, name, LU, pivots, X):
+    error = reference.relative_error(out, getattr(reference, name)(LU, pivots, X))
+    assert error <= reference.tolerance(X.dtype, max(X.shape[-2:]))
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "target"),
+    [
+        ((70, 75), torch.float32, "sm_90"),
+        ((70, 75), torch.float32, "sm_80"),
+        ((20, 66), torch.float64, "sm_90"),
+        ((34, 20), torch.complex64, "sm_80"),
+    ],
+    ids=str,
+)
+def test_correct_and_free_of_races(name, shape, dtype, target):
+    args = problem(1, shape, dtype)
+    out, reports = run(name, *args, target=target, explicit_barriers=True)
+    for report in reports:
+        assert not report.errors
+        assert not report.warnings
+    assert_agrees(out, name, *args)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_traffic(name):
+    """Full tiles: what is read and written is fetched in whole sectors, and nothing is spilled."""
+    _, reports = run(name, *problem(1, (128, 128), torch.float32), target="sm_90", check=False)
+    for report in reports[1:]:
+        load, store = report.global_memory["load"], report.global_memory["store"]
+        assert min(load["efficiency"], store["efficiency"]) >= 0.7
+        assert max(report.static["spill_stores"], report.static["spill_loads"]) <= 80
+
+
+def without_barriers(ptx):
+    return re.sub(r"^\s*bar\.sync[^;]*;", "", ptx, flags=re.M)
+
+
+def test_planted_fault_is_found():
+    """The checks above can fail: without barriers between the warps of a program they do."""
+    args = problem(1, (40, 70), torch.float64)
+    _, reports = run("vjp", *args, target="sm_80", edit_ptx=without_barriers, raise_errors=False)
+    assert any("race-shared" in str(error) for report in reports for error in report.errors)
