@@ -111,8 +111,8 @@ class Blocked:
         complex128  255, 80  255, 480   287 µs / 16         255, 176    255, 124    324 µs / 16         60 µs
 
     Latency limits the launches with few programs, shared memory and L2 the others. Blocks of half the width in float32
-    and float64 spill nothing and take 108 and 139 µs in twice as many launches. For sm_80, whose products keep their
-    factors in registers, float32 spills 608 and 800 bytes in vjp, 3508 and 1384 in jvp.
+    and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. For sm_80, whose
+    products keep their factors in registers, float32 spills 608 and 800 bytes in vjp, 3508 and 1384 in jvp.
 
     ATen has about 20 launches per block. From LIBRARY on there are enough of them for its products to fill a GPU: a
     single matrix of 2048 is a chain of about 3.6 million cycles in these kernels, 640 launches in ATen's, and the one
