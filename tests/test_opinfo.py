@@ -106,7 +106,10 @@ def test_gradients_are_those_of_torch(name, dtype):
 @every_function
 def test_gradcheck(name, check, dtype):
     """First derivatives in both modes, batched where PyTorch's own are; reverse and forward over reverse."""
-    entry = ENTRIES[name]
+    entry = copy.copy(ENTRIES[name])
+    if dtype.is_complex:  # of a solve, whose many samples all count in float64
+        few = some(samples(name, dtype, requires_grad=True))
+        entry.sample_inputs = lambda *_, **__: few
     assert entry.supports_forward_ad
     assert entry.supports_fwgrad_bwgrad
     first_order = {
