@@ -44,9 +44,9 @@ def samples(name, dtype, requires_grad=False):
     return found
 
 
-def some(samples):
-    """At most thirty: all that PyTorch draws for a factorization, one in eleven of its 324 for a solve."""
-    return samples[:: -(-len(samples) // 30)]
+def some(name, samples):
+    """All that PyTorch draws for a factorization, one in eleven of the hundreds for a solve."""
+    return samples[::11] if name == "linalg.lu_solve" else samples
 
 
 def call(function, sample, *tensors):
@@ -108,7 +108,7 @@ def test_gradcheck(name, check, dtype):
     """First derivatives in both modes, batched where PyTorch's own are; reverse and forward over reverse."""
     entry = copy.copy(ENTRIES[name])
     if dtype.is_complex:  # of a solve, whose many samples all count in float64
-        few = some(samples(name, dtype, requires_grad=True))
+        few = some(name, samples(name, dtype, requires_grad=True))
         entry.sample_inputs = lambda *_, **__: few
     assert entry.supports_forward_ad
     assert entry.supports_fwgrad_bwgrad
@@ -140,7 +140,7 @@ def test_vmap(name, dtype):
 @every_function
 def test_fake_tensors_are_like_the_real_ones(name, dtype):
     """Shapes, dtypes, strides and aliasing of every operator that runs, those of the backward included."""
-    for sample in some(samples(name, dtype, requires_grad=True)):
+    for sample in some(name, samples(name, dtype, requires_grad=True)):
         with CrossRefFakeMode():
             outputs = differentiable(call(OURS[name], sample))
             inputs = differentiable(tensors_of(sample))
@@ -150,7 +150,7 @@ def test_fake_tensors_are_like_the_real_ones(name, dtype):
 @every_function
 def test_composite_compliance(name):
     """Tangents, cotangents or both may be tensors of a subclass: no derivative writes into a plain tensor."""
-    for sample in some(samples(name, torch.float64, requires_grad=True)):
+    for sample in some(name, samples(name, torch.float64, requires_grad=True)):
         args = (sample.input, *sample.args)
         composite_compliance.check_backward_formula(
             OURS[name], args, sample.kwargs, sample.output_process_fn_grad, assert_equal_fn=torch.testing.assert_close
