@@ -194,6 +194,12 @@ def test_permutation_is_the_product_of_exchanges(batch, k, m, pivots_from):
     assert torch.equal(triton_lu.permutation(pivots, m), row_order(pivots, m))
 
 
+@pytest.mark.parametrize("pivots", [[1, 0], [1, 4], [-3, 2]])
+def test_permutation_refuses_pivots_out_of_range(pivots):
+    with pytest.raises(RuntimeError, match=r"`permutation` expects pivots from 1 to m = 3; got"):
+        triton_lu.permutation(torch.tensor(pivots, dtype=torch.int32), 3)
+
+
 def test_linalg_family_is_that_of_torch():
     A = torch.randn(3, 5, 4, dtype=torch.complex64)
     for ours, theirs in (

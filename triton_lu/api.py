@@ -84,7 +84,8 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     All exchanges are resolved in parallel, in O(log k) steps (pointer doubling), not one after the other.
 
     Raises:
-        TypeError: pivots are no tensor. RuntimeError: pivots are not int32, have no dimension, or k > m.
+        TypeError: pivots are no tensor. RuntimeError: pivots are not int32, have no dimension, k > m, or, on a CPU, are
+        not between 1 and m.
     """
     _require_tensor("permutation", "pivots", pivots)
     if pivots.dtype != torch.int32:

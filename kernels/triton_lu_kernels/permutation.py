@@ -8,6 +8,12 @@ import triton.language as tl
 
 
 @triton.jit
+def _chosen(pivots, shape):
+    """The rows that pivots name, counting from 0. What no factorization gives must not lead out of a matrix."""
+    return tl.minimum(tl.maximum(pivots - 1, 0), shape[0] - 1)
+
+
+@triton.jit
 def destinations(pivots_ptr, strides, shape, batch, batch_mask, N: tl.constexpr):
     """The row [matrices, N] of P X at which row i of X arrives.
 
@@ -19,7 +25,7 @@ def destinations(pivots_ptr, strides, shape, batch, batch_mask, N: tl.constexpr)
     offsets = batch.to(tl.int64)[:, None] * strides[0] + row.to(tl.int64)[None, :] * strides[1]
     mask = batch_mask[:, None] & (row < tl.minimum(shape[0], shape[1]))[None, :]
     destination = tl.broadcast_to(row[None, :], offsets.shape)
-    pivots = tl.where(mask, tl.load(pivots_ptr + offsets, mask, other=0) - 1, destination)
+    pivots = tl.where(mask, _chosen(tl.load(pivots_ptr + offsets, mask, other=0), shape), destination)
     if N <= 32:
         for step in tl.static_range(N - 1, -1, -1):
             destination = _exchange(destination, pivots, step)
@@ -46,8 +52,8 @@ def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
     """
     end = tl.minimum(end, tl.minimum(shape[0], shape[1]))
     first = batch[:, None] * strides[0]
-    own = tl.load(pivots_ptr + first + rows.to(tl.int64) * strides[1], rows < end, other=0) - 1
-    destination = tl.where(rows < end, own, rows)
+    own = tl.load(pivots_ptr + first + rows.to(tl.int64) * strides[1], rows < end, other=0)
+    destination = tl.where(rows < end, _chosen(own, shape), rows)
     for chunk in range(tl.cdiv(end, 32) - 1, -1, -1):
         pivots = ()
         for i in tl.static_range(32):

@@ -110,6 +110,17 @@ def test_output_written_only_where_it_should(name, shape):
     assert (surroundings == 7.0).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 3), (1, 35, 18)], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_no_pivots_lead_out_of_a_matrix(name, shape):
+    LU, pivots, X = problem(*shape, torch.float32)
+    surroundings = torch.full([3 * size for size in shape], 7.0)
+    inside = tuple(slice(size, 2 * size) for size in shape)
+    run(name, LU, torch.randint_like(pivots, -9, 99), X, out=surroundings[inside])
+    surroundings[inside] = 7.0
+    assert (surroundings == 7.0).all()
+
+
 @pytest.mark.parametrize("expand", [(-1, 1, 1), (-1, 1, 4), (-1, 4, 1), (1, 4, 4)], ids=str)
 @pytest.mark.parametrize("name", MAPS)
 def test_expanded_argument(name, expand):
