@@ -8,6 +8,7 @@ benchmarks/results/accuracy.csv.
 
 import csv
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +18,11 @@ from rich.table import Table
 from torch import Tensor
 
 import triton_lu
-from benchmarks.providers import PROVIDERS
-from benchmarks.run import RESULTS, machine
 from tests.matrices import REGULAR, ZOO
+from triton_lu.bench import machine
 from triton_lu.cli import accuracy, dtype_name
 
+RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
 SINGLE, DOUBLE = (torch.float32, torch.complex64), (torch.float64, torch.complex128)
 SIZES = {1: (4, 16, 64, 150, 256, 512, 1024), 8: (4, 16, 64, 150, 256), 600: (4, 8)}
 """n by the size of the batch: both decide how the sweep runs."""
@@ -44,9 +45,13 @@ def measure(name: str, batch: int, n: int, dtype: torch.dtype) -> dict[str, obje
     A = torch.stack([ZOO[name].make(n, n, dtype, seed) for seed in range(batch)])
     A = (A if batch > 1 else A[0]).requires_grad_()
     G = torch.randn(A.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    LU, pivots, _ = torch.linalg.lu_factor_ex(A.detach())
+    result = torch.linalg.lu_factor_ex(A)
+    LU, pivots = result.LU.detach(), result.pivots
     exact = extended_gradient(LU, pivots, G) if dtype in DOUBLE else accuracy.reference_gradient(LU, pivots, G).numpy()
-    gradients = {provider: torch.autograd.grad(factor(A), A, G)[0].numpy() for provider, factor in PROVIDERS.items()}
+    gradients = {
+        "triton_lu": torch.ops.triton_lu.vjp(LU, pivots, G).numpy(),
+        "torch": torch.autograd.grad(result.LU, A, G)[0].numpy(),
+    }
     if not all(np.isfinite(x).all() for x in (exact, *gradients.values())):
         return None
     errors = {
@@ -59,8 +64,8 @@ def measure(name: str, batch: int, n: int, dtype: torch.dtype) -> dict[str, obje
         "batch": batch,
         "n": n,
         "dtype": dtype_name(dtype),
-        "triton_lu": f"{ours:.2e}",
-        "torch": f"{theirs:.2e}",
+        "triton_lu_error": f"{ours:.2e}",
+        "torch_error": f"{theirs:.2e}",
         "ratio": round(ours / theirs, 2) if theirs else float(ours > 0),
     }
 
@@ -102,8 +107,8 @@ def show(rows: list[dict[str, object]]) -> None:
 def main() -> None:
     rows = [row for problem in track(list(problems()), description="accuracy") if (row := measure(*problem))]
     show(rows)
-    about = machine()
-    with (RESULTS / "accuracy.csv").open("w", newline="") as file:
+    about = machine.facts(torch.device("cpu"))
+    with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=[*rows[0], *about])
         writer.writeheader()
         writer.writerows({**row, **about} for row in rows)
