@@ -27,6 +27,8 @@ from triton.runtime import JITFunction, driver
 
 import triton_lu
 from triton_lu import plan
+from triton_lu.api import DTYPES
+from triton_lu.cli import dtype_name
 
 try:
     import ptxrun
@@ -35,7 +37,6 @@ except ImportError:
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
 SIZES = (4, 8, 16, 32, 64, 128)
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 BANDWIDTH = {"H100": 3.352e12, "A100": 2.039e12}  # of DRAM, bytes per second
 
 # The estimated time over that of the fewest bytes at which a kernel counts as done (H100), by largest size and dtype.
@@ -167,7 +168,7 @@ def dynamic(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, obj
 
 
 def target_ratio(n: int, dtype: torch.dtype) -> float | None:
-    limits = TARGETS.get(str(dtype).removeprefix("torch."), {})
+    limits = TARGETS.get(dtype_name(dtype), {})
     return next((ratio for largest, ratio in limits.items() if n <= largest), None)
 
 
@@ -191,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("kernels", nargs="*", metavar="kernel", help="factor, vjp, jvp; default: all")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--dtypes", nargs="+", default=[str(dtype).removeprefix("torch.") for dtype in DTYPES])
+    parser.add_argument("--dtypes", nargs="+", default=list(map(dtype_name, DTYPES)))
     parser.add_argument("--target", default="sm_90", help="what to compile for (default: sm_90)")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
     ]
     rows = []
     for name, n, dtype in track(problems, description="kernels"):
-        about = {"kernel": name, "n": n, "dtype": str(dtype).removeprefix("torch."), "target": arguments.target}
+        about = {"kernel": name, "n": n, "dtype": dtype_name(dtype), "target": arguments.target}
         costs = static(name, n, dtype, arguments.target) | dynamic(name, n, dtype, arguments.target)
         rows.append(about | costs)
         table = pd.DataFrame(rows)

@@ -19,13 +19,13 @@ from triton_lu.storage import empty_factors, empty_row_major
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
-    k = min(A.shape[-2:])
     if pivot:
         return _factor_one_by_one(A) if plan.one_by_one(A.shape, A.device.type) else tuple(torch.linalg.lu_factor_ex(A))
     LU, pivots, infos = empty_factors(A)
     LU.copy_(A)
     if LU.numel():
         eliminate_(LU)
+    k = pivots.shape[-1]
     step = torch.arange(1, k + 1, dtype=torch.int32, device=A.device)
     pivots.copy_(step.expand_as(pivots))
     if k == 0:

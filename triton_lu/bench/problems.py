@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from triton_lu.cli import dtype_name
+
 FACTORIZATIONS = {"forward": 1, "backward": 2, "jvp": 3, "double backward": 6, "logdet": 3, "solve": 3}
 """The problems, and their operations in multiples of the 2/3 n³ of a factorization.
 
@@ -45,7 +47,7 @@ class Problem:
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        return f"{self.name} {self.size} {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.name} {self.size} {dtype_name(self.dtype)}"
 
     @property
     def shape(self) -> tuple[int, ...]:
