@@ -378,32 +378,32 @@ def file(tmp_path, monkeypatch):
 
 
 def test_plans_read_what_was_written(file):
-    width = partial(plan.sweep_width, 10, 100, 128, torch.float32)
-    assert width("cpu") == 16
-    calibration.write("cpu", {"sweep_width float32 batch 128": 64, "sweep_width float64 batch 128": 1})
+    width = partial(plan.sweep, 10, 100, 128, torch.float32)
+    assert width("cpu").block == 32
+    calibration.write("cpu", {"block float32 batch 128": 64, "block float64 batch 128": 1})
     assert [path.name for path in file.parent.iterdir()] == ["calibration.json"]
-    assert width("cpu") == 64
-    assert plan.sweep_width(10, 100, 128, torch.float64, "cpu") == 16  # never narrower than by default
-    assert plan.sweep_width(1, 128, 128, torch.float32, "cpu") == 256
-    assert plan.sweep_width(10, 64, 64, torch.float32, "cpu") == 16
-    assert plan.sweep_width(10_000, 8, 8, torch.float32, "cpu") == 1
+    assert width("cpu").block == 64
+    assert plan.sweep(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
+    assert plan.sweep(1, 128, 128, torch.float32, "cpu").block == 128
+    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 32
+    assert plan.sweep(10_000, 8, 8, torch.float32, "cpu").block == 1
 
 
 def test_the_file_is_read_once(file):
-    calibration.write("cpu", {"sweep_width float32 batch 128": 64})
-    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 64
+    calibration.write("cpu", {"block float32 batch 128": 64})
+    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 64
     file.unlink()
-    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 64
+    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 64
 
 
 def test_other_machines_are_kept_and_not_used(file, monkeypatch):
-    calibration.write("cpu", {"sweep_width float32 batch 128": 64})
+    calibration.write("cpu", {"block float32 batch 128": 64})
     with monkeypatch.context() as other:
         other.setattr(calibration, "device_name", lambda device: "another CPU")
-        calibration.write("cpu", {"sweep_width float32 batch 128": 128})
-        assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 128
+        calibration.write("cpu", {"block float32 batch 128": 128})
+        assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 128
     calibration._values.cache_clear()
-    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 64
+    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 64
     assert len(json.loads(file.read_text())["machines"]) == 2
 
 
@@ -415,8 +415,8 @@ def test_calibrated_widths_give_the_same_derivative(file):
         return torch.autograd.grad(triton_lu.lu(A)[0], A, G)[0]
 
     expected = gradient()
-    calibration.write("cpu", {"sweep_width float64 batch 128": 32})
-    assert plan.sweep_width(3, 100, 100, torch.float64, "cpu") == 32
+    calibration.write("cpu", {"block float64 batch 128": 64})
+    assert plan.sweep(3, 100, 100, torch.float64, "cpu").block == 64
     torch.testing.assert_close(gradient(), expected)
 
 
@@ -447,7 +447,7 @@ def content(**changes):
         (json.dumps(content(machines=[])), "expected an object"),
         (json.dumps(content(triton_lu="0.0.1")), "written by triton_lu 0.0.1"),
         (json.dumps(content(machines={"a": 1})), "expected an object for every machine"),
-        (json.dumps(content(machines={"a": {"sweep_width float16 single 64": 64}})), "unknown name"),
+        (json.dumps(content(machines={"a": {"block float16 single 64": 64}})), "unknown name"),
         (json.dumps(content(machines={"a": {"kernel vjp float32 4": 64}})), "unknown name"),
         *(
             (json.dumps(content(machines={"a": {"kernel vjp float32": value}})), "expected an integer from 0")
@@ -459,8 +459,8 @@ def test_a_file_that_is_malformed_or_old_is_ignored_with_a_warning(file, text, c
     file.parent.mkdir(parents=True)
     file.write_text(text)
     with pytest.warns(UserWarning, match=f"triton_lu ignores .*calibration.json: .*{complaint}.*--calibrate"):
-        assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 16
-    assert plan.sweep_width(10, 64, 64, torch.float32, "cpu") == 16  # and warns no more
+        assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 32  # and warns no more
 
 
 def test_the_file_is_in_the_cache_directory_of_the_platform(monkeypatch, tmp_path):
@@ -482,12 +482,12 @@ def test_without_a_home_there_is_no_file(file, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(calibration, "path", path)
-    assert plan.sweep_width(10, 128, 128, torch.float32, "cpu") == 16
+    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 32
 
 
 def wider_is_faster(function):
     function()
-    (width,) = function.args
+    width = function.args[-1]
     return lambda: 1.0 / width
 
 
@@ -495,10 +495,10 @@ def test_calibration_of_the_sweep(file, monkeypatch, capsys):
     monkeypatch.setattr(run, "wall_clock", wider_is_faster)
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     assert main(["bench", "--calibrate", "--device", "cpu", "--seconds", "0"]) == 0
-    assert plan.sweep_width(10, 64, 64, torch.float32, "cpu") == 64
-    assert plan.sweep_width(10, 33, 33, torch.complex128, "cpu") == 64
-    assert plan.sweep_width(10, 32, 32, torch.float32, "cpu") == 16
-    assert "sweep_width float32 batch 64: 64" in capsys.readouterr().out
+    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 64
+    assert plan.sweep(10, 33, 33, torch.complex128, "cpu").block == 64
+    assert plan.sweep(10, 32, 32, torch.float32, "cpu").block == 16
+    assert "block float32 batch 64: 64" in capsys.readouterr().out
 
 
 def test_a_calibration_that_cannot_be_saved_is_one_line(file, monkeypatch, capsys):
@@ -511,7 +511,7 @@ def test_a_calibration_that_cannot_be_saved_is_one_line(file, monkeypatch, capsy
 def test_a_gain_within_the_noise_changes_no_plan(monkeypatch):
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     monkeypatch.setattr(calibrate, "DTYPES", (torch.float32,))
-    assert list(calibrate.sweep_widths(constant_clocks(1.0, 0.99, 0.98), 0)) == [("sweep_width float32 batch 64", 16)]
+    assert list(calibrate.blocks(constant_clocks(1.0, 0.99, 0.98), 0)) == [("block float32 batch 64", 32)]
 
 
 def test_calibration_of_the_kernels(monkeypatch):

@@ -1,6 +1,7 @@
 """Plans cover every problem, once, within the limits that the implementations state."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -12,13 +13,10 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 
 
 def test_every_problem_has_a_sweep():
-    assert all(
-        plan.sweep_width(batch, m, n, torch.float32, "cpu") >= 1 for batch in BATCHES for m in SIZES for n in SIZES
-    )
-
-
-def test_a_single_matrix_is_never_swept_with_the_batch_last():
-    assert all(plan.sweep_width(1, m, n, torch.float64, "cpu") > 1 for m in SIZES for n in SIZES)
+    for batch, m, n in itertools.product(BATCHES, SIZES, SIZES):
+        sweep = plan.sweep(batch, m, n, torch.float32, "cpu")
+        assert 1 <= sweep.block <= max(sweep.span, min(m, n))
+        assert batch > 1 or sweep.block > 1 or min(m, n) == 1  # a single matrix is never swept with the batch last
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)

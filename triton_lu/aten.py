@@ -6,14 +6,14 @@ and spend 4/3 n³ flops, twice those of the factorization; nearly all of them ar
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import plan
+from triton_lu import plan, triangular
 from triton_lu.storage import empty_factors, empty_row_major
 
 
@@ -154,12 +154,12 @@ def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], sc
     """out = the swept X, as planned: by blocks, or for batches of small matrices column by column."""
     m, n = X.shape[-2:]
     batch = X.numel() // (m * n)
-    width = plan.sweep_width(batch, m, n, X.dtype, X.device.type)
-    shape = (m, n) if batch == 1 and width > 1 else (batch, m, n)
+    sweep = plan.sweep(batch, m, n, X.dtype, X.device.type)
+    shape = (m, n) if batch == 1 and sweep.block > 1 else (batch, m, n)
     W, B = out.view(shape), LU.reshape(shape)
-    if width > 1:
+    if sweep.block > 1:
         out.copy_(X)
-        blocked_(W, B, width)
+        blocked_(W, B, sweep)
     else:
         batch_last = _batch_last(X.reshape(shape))
         scalar_(batch_last, _batch_last(B.mT).transpose(0, 1))
@@ -180,21 +180,23 @@ def row_index(rows: Tensor) -> Tensor:
     return (rows.reshape(batch, m) + first[:, None]).view(-1)
 
 
-def _diagonal_blocks(k: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """(J, R) along the diagonal, first to last."""
-    for start in range(0, k, width):
-        stop = min(start + width, k)
-        yield slice(start, stop), slice(stop, None)
+def _blocks(start: int, stop: int, width: int) -> list[slice]:
+    """The diagonal from start to stop in blocks of that width."""
+    return [slice(i, min(i + width, stop)) for i in range(start, stop, width)]
+
+
+def _part(X: Tensor, I: slice, J: slice) -> Tensor:
+    """X[..., I, J]; X itself, without the cost of a view, where that is all of it."""
+    return triangular.columns(triangular.rows(X, I.start, I.stop), J.start, J.stop)
 
 
 def _workspace(W: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Room for two block rows, or two diagonal blocks, of W.
+    """Room for two block rows, or block columns, of W.
 
     Fresh memory for every temporary would cost about as much as the products (page faults).
     """
     *batch, m, n = W.shape
-    width = min(width, m, n)
-    size = math.prod(batch) * width * max(max(m, n) - width, width)
+    size = math.prod(batch) * min(width, m, n) * max(m, n)
     return W.new_empty(size), W.new_empty(size)
 
 
@@ -215,71 +217,99 @@ def _product(A: Tensor, B: Tensor, room: Tensor) -> Tensor:
     return torch.mm(A, B, out=out) if A.ndim == 2 else torch.bmm(A, B, out=out)
 
 
-def _subtract_product_(C: Tensor, A: Tensor, B: Tensor) -> None:
-    """C -= A B."""
-    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=-1)
+def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
+    """C += alpha A B. In batches C must be contiguous, or ATen multiplies matrix by matrix."""
+    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=alpha)
 
 
-def _solve(X: Tensor, T: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
+def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
     """T⁻¹ X or X T⁻¹ in the workspace. X is row-major there and may be overwritten."""
     Y = X if plan.solve_by_rows(left, X.dtype) else _place(room, X.shape, by_rows=False).copy_(X)
     return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
-    """W -> L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place: a blocked factorization run backwards."""
+def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
+    """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
+
+    With the strictly lower N = tril(Lᴴ W - triu(W) Uᴴ, -1) U⁻ᴴ that is L⁻ᴴ (N + triu(W)): 2 n³ flops, and the rounding
+    errors of the formula solved with U first. The sweep does so for one span J of the diagonal after the other, the
+    last first, when X is known in the rows R after J: there Uᴴ is solved with for X itself,
+
+        X[R, J] = (W[R, J] - X[R, R] U[J, R]ᴴ) U[J, J]⁻ᴴ.
+
+    The narrower the spans, the closer to 4/3 n³, and the larger the errors: those of L's solve pass through U's.
+    """
     m, n = W.shape[-2:]
-    room = _workspace(W, width)
-    for J, R in reversed(list(_diagonal_blocks(min(m, n), width))):
-        W11, B11H = W[..., J, J], B[..., J, J].mT.conj_physical()
-        if J.stop < max(m, n):
-            W12, W21, S, B12, B21 = W[..., J, R], W[..., R, J], W[..., R, R], B[..., J, R], B[..., R, J]
-            X12 = _place(room[0], W12.shape).copy_(W12)
-            _subtract_product_(X12, _adjoint(B21, room[1]), S)
-            W12.copy_(_solve(X12, B11H, room[1], left=True, upper=True, unit=True))
-            X21 = _place(room[0], W21.shape).copy_(W21)
-            _subtract_product_(X21, S, _adjoint(B12, room[1]))
-            W21.copy_(_solve(X21, B11H, room[1], left=False, upper=False))
-            W11 -= _product(W12, _adjoint(B12, room[1]), room[0]).tril_(-1)
-            W11 -= _product(_adjoint(B21, room[1]), W21, room[0]).triu_()
-        lower = _product(B11H.triu(1), W11, room[1]).add_(W11).tril_(-1)
-        upper = _product(W11, B11H.tril(), room[0]).triu_()
-        X11 = _place(room[0], W11.shape).copy_(_solve(upper.add_(lower), B11H, room[1], left=False, upper=False))
-        W11.copy_(_solve(X11, B11H, room[1], left=True, upper=True, unit=True))
+    k = min(m, n)
+    in_place = sweep.span >= k and (m == k or W.ndim == 2)  # the rows of L are contiguous
+    room = _workspace(W, sweep.block if in_place else sweep.span)
+    for J in reversed(_blocks(0, k, sweep.span)):
+        R = slice(J.stop, m)
+        blocks = _blocks(J.start, J.stop, sweep.block)
+        for I in blocks:  # W is below the diagonal what Lᴴ W is there
+            left, below = slice(J.start, I.stop), slice(I.stop, m)
+            row = _part(W, I, left)
+            lower = _product(_adjoint(_part(B, I, I), room[0]).triu(1), row, room[1])
+            if I.stop < m:
+                _add_product_(lower, _adjoint(_part(B, below, I), room[0]), _part(W, below, left))
+            lower[..., I.start - J.start :].tril_(-1)
+            row += lower
+        for I in reversed(blocks):  # W is below the diagonal N, and X in the rows R
+            right, below = slice(I.start, n), slice(I.start, m)
+            column = _part(W, below, I)
+            N = _place(room[1], column.shape).copy_(column)
+            _part(W, I, I).triu_()
+            if I.stop < m:
+                _part(W, slice(I.stop, m), I).zero_()
+            UH = _adjoint(_part(B, I, right), room[0])  # with Lᴴ above the diagonal, which adds nothing below it
+            _add_product_(N, _part(W, below, right), UH, alpha=-1)
+            _part(N, slice(0, I.stop - I.start), I).tril_(-1)
+            column += _solve(_part(B, I, I).mT.conj_physical(), N, room[0], left=False, upper=False)
+        right, LH = slice(J.start, n), _part(B, J, J).mT.conj_physical()
+        row = _part(W, J, right)
+        if in_place:
+            if J.stop < m:
+                _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
+            solve_triangular(LH, row, upper=True, unitriangular=True, out=row)
+        else:
+            X = _place(room[1], row.shape).copy_(row)
+            if J.stop < m:
+                _add_product_(X, _adjoint(_part(B, R, J), room[0]), _part(W, R, right), alpha=-1)
+            row.copy_(_solve(LH, X, room[0], left=True, upper=True, unit=True))
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, width: int) -> None:
+def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
 
     With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂).
     """
     m, n = W.shape[-2:]
-    room = _workspace(W, width)
-    for J, R in _diagonal_blocks(min(m, n), width):
-        before = slice(0, J.start)
+    room = _workspace(W, sweep.block)
+    for J in _blocks(0, min(m, n), sweep.block):
+        before, R = slice(0, J.start), slice(J.stop, None)
         W11, B11 = W[..., J, J], B[..., J, J]
 
         def subtract_before_(X: Tensor, rows: slice, columns: slice, before: slice = before) -> None:
             if before.stop:
-                _subtract_product_(X, W[..., rows, before], B[..., before, columns])
-                _subtract_product_(X, B[..., rows, before], W[..., before, columns])
+                _add_product_(X, W[..., rows, before], B[..., before, columns], alpha=-1)
+                _add_product_(X, B[..., rows, before], W[..., before, columns], alpha=-1)
 
         X11 = _place(room[0], W11.shape).copy_(W11)
         subtract_before_(X11, J, J)
-        X11 = _place(room[0], W11.shape).copy_(_solve(X11, B11, room[1], left=True, upper=False, unit=True))
-        M = _solve(X11, B11, room[1], left=False, upper=True)
+        X11 = _place(room[0], W11.shape).copy_(_solve(B11, X11, room[1], left=True, upper=False, unit=True))
+        M = _solve(B11, X11, room[1], left=False, upper=True)
         lower, upper = M.tril(-1), M.triu()
         torch.add((B11.tril(-1) @ lower).add_(lower), upper @ B11.triu(), out=W11)
         if J.stop < max(m, n):
             W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
             X12 = _place(room[0], W12.shape).copy_(W12)
-            _subtract_product_(X12, W11.tril(-1), B12)
+            _add_product_(X12, W11.tril(-1), B12, alpha=-1)
             subtract_before_(X12, J, R)
-            W12.copy_(_solve(X12, B11, room[1], left=True, upper=False, unit=True))
+            W12.copy_(_solve(B11, X12, room[1], left=True, upper=False, unit=True))
             X21 = _place(room[0], W21.shape).copy_(W21)
-            _subtract_product_(X21, B21, W11.triu())
+            _add_product_(X21, B21, W11.triu(), alpha=-1)
             subtract_before_(X21, R, J)
-            W21.copy_(_solve(X21, B11, room[1], left=False, upper=True))
+            W21.copy_(_solve(B11, X21, room[1], left=False, upper=True))
 
 
 # Batches of small matrices: blocks of width one, for which the solves are divisions and there is no inner problem.

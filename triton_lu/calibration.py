@@ -3,8 +3,8 @@
 `python -m triton_lu bench --calibrate` writes the file; a process reads it once, when the first plan asks. It holds for
 every machine, named with its versions, whole numbers by name:
 
-    sweep_width DTYPE single|batch K    width of the blocks in ATen's sweep for min(m, n) in (K/2, K], K a power of two
-    kernel vjp|jvp|factor DTYPE         largest max(m, n) for which the kernel is faster than ATen
+    block DTYPE single|batch K      width of the blocks in ATen's sweep for min(m, n) in (K/2, K], K a power of two
+    kernel vjp|jvp|factor DTYPE     largest max(m, n) for which the kernel is faster than ATen
 """
 
 import json
@@ -24,7 +24,7 @@ import triton_lu
 LARGEST = 1 << 15
 
 _DTYPE = "(float32|float64|complex64|complex128)"
-_NAME = re.compile(rf"sweep_width {_DTYPE} (single|batch) [1-9]\d*|kernel (vjp|jvp|factor) {_DTYPE}")
+_NAME = re.compile(rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel (vjp|jvp|factor) {_DTYPE}")
 
 
 def value(device: str, name: str, default: int) -> int:

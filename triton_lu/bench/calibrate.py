@@ -23,7 +23,7 @@ GAIN = 1.05  # what is worth another plan than the default's
 
 def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: Console) -> None:
     """Measures and saves what concerns this kind of device."""
-    measured = kernel_sizes(device, clockmaker, seconds) if device.type == "cuda" else sweep_widths(clockmaker, seconds)
+    measured = kernel_sizes(device, clockmaker, seconds) if device.type == "cuda" else blocks(clockmaker, seconds)
     values = {}
     for name, value in measured:
         console.print(f"{name}: {value}")
@@ -35,25 +35,26 @@ def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: C
     console.print(f"wrote {calibration.path()}")
 
 
-def sweep_widths(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
+def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
     """The best width of the blocks in ATen's sweep, of those that are not narrower than the plan's own."""
     for dtype, kind, k in product(DTYPES, ("single", "batch"), SIZES):
         batch = 1 if kind == "single" else max(2, 2**20 // k**2)
-        default = plan.default_sweep_width(batch, k, dtype)
+        default = plan.default_block(batch, k)
         if default >= k:
             continue
         problem = Problem("backward", Size(batch, k, k), dtype)
         LU, G = torch.linalg.lu_factor_ex(problem.matrices()).LU, problem.gaussian(1)
-        X = torch.empty_like(G)
-
-        def sweep(width: int, X: torch.Tensor = X, G: torch.Tensor = G, LU: torch.Tensor = LU) -> None:
-            aten._vjp_sweep_(X.copy_(G), LU, width)
-
+        arguments = torch.empty_like(G), G, LU, plan.sweep(batch, k, k, dtype, "cpu").span
         widths = [default, *(width for width in WIDTHS if default < width <= k)]
-        timings = interleaved({str(w): clockmaker(partial(sweep, w)) for w in widths}, limit_seconds=seconds)
+        clocks = {str(width): clockmaker(partial(_sweep, *arguments, width)) for width in widths}
+        timings = interleaved(clocks, limit_seconds=seconds)
         gains = {width: timings[str(default)].ratio(timings[str(width)]) for width in widths}
         best = max(widths, key=gains.__getitem__)
-        yield f"sweep_width {dtype_name(dtype)} {kind} {k}", best if gains[best] >= GAIN else default
+        yield f"block {dtype_name(dtype)} {kind} {k}", best if gains[best] >= GAIN else default
+
+
+def _sweep(X: torch.Tensor, G: torch.Tensor, LU: torch.Tensor, span: int, block: int) -> None:
+    aten._vjp_sweep_(X.copy_(G), LU, plan.Sweep(block, max(span, block)))
 
 
 def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:

@@ -54,5 +54,5 @@ def served_by(A: Tensor) -> str:
     kernel = plan.kernel("vjp", m, n, A.dtype)
     if kernel and ops.by_kernel("vjp", A, A.is_cuda):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
-    width = min(m, n, plan.sweep_width(A.shape[:-2].numel(), m, n, A.dtype, A.device.type))
-    return f"ATen sweep, blocks {width}"
+    block = plan.sweep(A.shape[:-2].numel(), m, n, A.dtype, A.device.type).block
+    return f"ATen sweep, blocks {min(m, n, block)}"
