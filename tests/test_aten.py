@@ -73,7 +73,7 @@ def test_accuracy_beside_torch(name, batch, dtype):
         assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (n, ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
 @pytest.mark.parametrize("n", [512, 1024])
 def test_peak_memory_of_a_backward(n, dtype):
     """The result included: one and a half matrices. PyTorch's own takes about eleven."""

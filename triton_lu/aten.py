@@ -265,17 +265,19 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             _add_product_(N, _part(W, below, right), UH, alpha=-1)
             _part(N, slice(0, I.stop - I.start), I).tril_(-1)
             column += _solve(_part(B, I, I).mT.conj_physical(), N, room[0], left=False, upper=False)
-        right, LH = slice(J.start, n), _part(B, J, J).mT.conj_physical()
+        right, L11 = slice(J.start, n), _part(B, J, J)
         row = _part(W, J, right)
         if in_place:
             if J.stop < m:
                 _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
-            solve_triangular(LH, row, upper=True, unitriangular=True, out=row)
+            row.conj_physical_()  # L's is a matrix of memory
+            solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
+            row.conj_physical_()
         else:
             X = _place(room[1], row.shape).copy_(row)
             if J.stop < m:
                 _add_product_(X, _adjoint(_part(B, R, J), room[0]), _part(W, R, right), alpha=-1)
-            row.copy_(_solve(LH, X, room[0], left=True, upper=True, unit=True))
+            row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
 
 
 def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
