@@ -222,6 +222,11 @@ def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
     (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=alpha)
 
 
+def _multiply_add(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> Tensor:
+    """C + alpha A B."""
+    return (torch.addmm if C.ndim == 2 else torch.baddbmm)(C, A, B, alpha=alpha)
+
+
 def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
     """T⁻¹ X or X T⁻¹ in the workspace. X is row-major there and may be overwritten."""
     Y = X if plan.solve_by_rows(left, X.dtype) else _place(room, X.shape, by_rows=False).copy_(X)
@@ -296,20 +301,21 @@ def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
                 _add_product_(X, W[..., rows, before], B[..., before, columns], alpha=-1)
                 _add_product_(X, B[..., rows, before], W[..., before, columns], alpha=-1)
 
-        X11 = _place(room[0], W11.shape).copy_(W11)
-        subtract_before_(X11, J, J)
-        X11 = _place(room[0], W11.shape).copy_(_solve(B11, X11, room[1], left=True, upper=False, unit=True))
-        M = _solve(B11, X11, room[1], left=False, upper=True)
-        lower, upper = M.tril(-1), M.triu()
-        torch.add((B11.tril(-1) @ lower).add_(lower), upper @ B11.triu(), out=W11)
+        Z = W11.clone(memory_format=torch.contiguous_format)
+        subtract_before_(Z, J, J)
+        Z = _solve(B11, Z, room[1], left=True, upper=False, unit=True)
+        T = _solve(B11, Z.clone(memory_format=torch.contiguous_format), room[0], left=False, upper=True).tril_(-1)
+        dL = _multiply_add(T, B11.tril(-1), T)
+        dU = _multiply_add(Z, T, B11, alpha=-1).triu_()  # L in B11 only adds below the diagonal
+        torch.add(dL, dU, out=W11)
         if J.stop < max(m, n):
             W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
             X12 = _place(room[0], W12.shape).copy_(W12)
-            _add_product_(X12, W11.tril(-1), B12, alpha=-1)
+            _add_product_(X12, dL, B12, alpha=-1)
             subtract_before_(X12, J, R)
             W12.copy_(_solve(B11, X12, room[1], left=True, upper=False, unit=True))
             X21 = _place(room[0], W21.shape).copy_(W21)
-            _add_product_(X21, B21, W11.triu(), alpha=-1)
+            _add_product_(X21, B21, dU, alpha=-1)
             subtract_before_(X21, R, J)
             W21.copy_(_solve(B11, X21, room[1], left=False, upper=True))
 
