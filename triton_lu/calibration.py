@@ -27,6 +27,16 @@ _DTYPE = "(float32|float64|complex64|complex128)"
 _NAME = re.compile(rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel (vjp|jvp|factor) {_DTYPE}")
 
 
+def block(dtype: torch.dtype, batch: int, k: int) -> str:
+    """The name of the width of the sweep's blocks."""
+    return f"block {str(dtype)[6:]} {'single' if batch == 1 else 'batch'} {1 << (k - 1).bit_length()}"
+
+
+def kernel(name: str, dtype: torch.dtype) -> str:
+    """The name of the largest size of a kernel."""
+    return f"kernel {name} {str(dtype)[6:]}"
+
+
 def value(device: str, name: str, default: int) -> int:
     """What was measured on this kind of device, or the default."""
     return _values(device).get(name, default)

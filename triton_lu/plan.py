@@ -42,9 +42,7 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     if batch >= 512 and max(m, n) <= 8:
         return Sweep(1, 1)
     block = default_block(batch, k)
-    kind = "single" if batch == 1 else "batch"
-    size = 1 << (k - 1).bit_length()
-    block = max(block, calibration.value(device, f"block {str(dtype)[6:]} {kind} {size}", block))
+    block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
     if k > 1024:
         return Sweep(block, max(384, block))
     return Sweep(block, block if batch > 1 and k <= (128 if dtype.is_complex else 256) else k)
@@ -175,4 +173,4 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Block
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
     """Whether a kernel, where there is one, is what a GPU is given: always, or up to the size of a calibration."""
     largest = max(m, n)
-    return largest <= calibration.value("cuda", f"kernel {name} {str(dtype)[6:]}", largest)
+    return largest <= calibration.value("cuda", calibration.kernel(name, dtype), largest)

@@ -11,7 +11,6 @@ from triton_lu import aten, calibration, ops, plan
 from triton_lu.api import DTYPES
 from triton_lu.backend import backend
 from triton_lu.bench.problems import Problem, Size
-from triton_lu.cli import dtype_name
 from triton_lu.cli.matrixfile import InputError
 from triton_lu.measure import Clockmaker, interleaved
 
@@ -50,7 +49,7 @@ def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
         timings = interleaved(clocks, limit_seconds=seconds)
         gains = {width: timings[str(default)].ratio(timings[str(width)]) for width in widths}
         best = max(widths, key=gains.__getitem__)
-        yield f"block {dtype_name(dtype)} {kind} {k}", best if gains[best] >= GAIN else default
+        yield calibration.block(dtype, batch, k), best if gains[best] >= GAIN else default
 
 
 def _sweep(X: torch.Tensor, G: torch.Tensor, LU: torch.Tensor, span: int, block: int) -> None:
@@ -75,4 +74,4 @@ def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -
             timings = interleaved(clocks, limit_seconds=seconds)
             if timings["aten"].ratio(timings["triton"]) >= 1:
                 largest = n
-        yield f"kernel {name} {dtype_name(dtype)}", largest
+        yield calibration.kernel(name, dtype), largest
