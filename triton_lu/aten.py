@@ -275,7 +275,7 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
         if in_place:
             if J.stop < m:
                 _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
-            row.conj_physical_()  # L's is a matrix of memory
+            row.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
             solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
             row.conj_physical_()
         else:
@@ -288,7 +288,8 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
 def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
 
-    With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂).
+    With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂). In a
+    diagonal block dL = L T and dU = triu(Z - T U) with Z = L⁻¹ W and T = tril(Z U⁻¹, -1), which is tril(M, -1).
     """
     m, n = W.shape[-2:]
     room = _workspace(W, sweep.block)
