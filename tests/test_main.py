@@ -36,8 +36,14 @@ def _one_thread_and_wide_terminal(monkeypatch):
 
 
 def start(*args):
-    command = [sys.executable, *args]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, *args],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have jobs in the background ignore it
+    )
 
 
 def triton_lu_command(*args):
@@ -164,7 +170,7 @@ def test_row(dtype, shape):
     tolerance = reference.tolerance(dtype, max(shape))
     assert matrices == f"name\n{'×'.join(map(str, shape))} {str(dtype).removeprefix('torch.')}"
     assert 0 < float(residual) < tolerance
-    assert 0 < float(error) < tolerance
+    assert 0 <= float(error) < tolerance  # in double precision it may be PyTorch's gradient to the bit
     assert judge == ("PyTorch" if dtype in (torch.float64, torch.complex128) else "double")
     assert " ms\nratio " in time
     assert "\nratio " in memory
@@ -192,7 +198,7 @@ def test_served_by_says_which_plan_serves():
     with triton_lu.backend("aten"):
         assert accuracy.served_by(torch.empty(5, 8, 8)) == "ATen sweep, blocks 8"
         assert accuracy.served_by(torch.empty(1000, 8, 8)) == "ATen sweep, blocks 1"
-        assert accuracy.served_by(torch.empty(512, 512)) == "ATen sweep, blocks 128"
+        assert accuracy.served_by(torch.empty(512, 512)) == "ATen sweep, blocks 96"
 
 
 def test_well_known_matrices_are_regular():
