@@ -100,10 +100,10 @@ class Warp:
 class Tile:
     """A kernel of the tile regime: one matrix per program, diagonal blocks of that width, that many rows at a time.
 
-    In float64 blocks of 32 read less than blocks of 16, and spill more: an estimated 1.7 times the time of the memory
-    traffic instead of 2.6 at n = 128, with 344 bytes of spill stores (vjp; jvp: 320) and 780 (496) of loads instead of
-    20, which the estimate leaves out. At 64 it is 1.4 instead of 1.6 for the same spills: not taken. In float32 and
-    complex64 two warps take 2.3 and 3.2 at n = 128 (vjp), and one warp, in float32, has a stack of 936 bytes.
+    In float64 blocks of 32 read less than blocks of 16: an estimated 1.7 times the time of the memory traffic instead of
+    2.6 at n = 128, with 220 bytes of spill stores in vjp, all of them where the inverses are found, and 312 in jvp
+    (blocks of 16: 168 and 132). At 64 it is 1.4 instead of 1.6: not taken. In float32 and complex64 two warps take 2.3
+    and 3.2 at n = 128 (vjp), and one warp, in float32, has a stack of 936 bytes.
     """
 
     block: int
@@ -145,7 +145,7 @@ class Blocked:
 _BLOCKED = {
     torch.float32: Blocked(block=64, terms=32, num_warps=4),
     torch.float64: Blocked(block=64, terms=32, num_warps=8),
-    torch.complex64: Blocked(block=32, terms=32, num_warps=4),
+    torch.complex64: Blocked(block=32, terms=32, num_warps=2),
     torch.complex128: Blocked(block=32, terms=16, num_warps=4),
 }
 
