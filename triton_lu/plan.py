@@ -102,7 +102,7 @@ class Tile:
 
     In float64 blocks of 32 read less than blocks of 16: an estimated 1.7 times the time of the memory traffic instead
     of 2.6 at n = 128, with 220 bytes of spill stores in vjp, all of them where the inverses are found, and 312 in jvp
-    (blocks of 16: 168 and 132). At 64 it is 1.4 instead of 1.6: not taken. In float32 and complex64 two warps take 2.3
+    (blocks of 16: 152 and 144). At 64 it is 1.4 instead of 1.6: not taken. In float32 and complex64 two warps take 2.3
     and 3.2 at n = 128 (vjp), and one warp, in float32, has a stack of 936 bytes.
     """
 

@@ -24,8 +24,8 @@ are put as they are found. Until a diagonal block is found, its place holds L11^
 of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
 
 What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
-time, and nothing kept in registers that can be read again or computed again: without `disable_licm` the compiler moves
-the arithmetic of addresses out of the loops. (Two warps: an estimated 1.9 times as long in float32.)
+time, and nothing kept in registers that can be read again. (Two warps: an estimated 1.9 times as long in float32.) With
+blocks of 32 addresses are computed again too, by `disable_licm`; with blocks of 16 that takes 5% longer.
 In float64 above n = 64 the L2 cache is the limit: blocks of 32 read S half as often, and have work for two warps.
 """
 
@@ -93,7 +93,7 @@ def _opaque(index, shape):
 def _store_inverses(out, LU, order, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`."""
     shape = out[2]
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=True):
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=BLOCK == 32):
         J = _opaque(first, shape)
         L_inverse, U_inverse = blocks.inverse(_load(LU, J, J, 16, 16, DIAGONAL=1.0))
         _store(
@@ -150,12 +150,12 @@ def _vjp_side(
     shape = out[2]
     size = tl.maximum(shape[0], shape[1])
     R = J + BLOCK
-    for first_row in tl.range(R, size, ROWS, disable_licm=True):
+    for first_row in tl.range(R, size, ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first_row, shape)
         W = _load(G, i, J, ROWS, BLOCK, TRANSPOSED)
         total = field.constant_like(W, 0.0)
         rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
-        for first_col in tl.range(R, size, 16, disable_licm=True):
+        for first_col in tl.range(R, size, 16, disable_licm=BLOCK == 32):
             c = _opaque(first_col, shape)
             source = _rows(destination, c, 16) if TRANSPOSED else rows
             S = _load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
@@ -178,7 +178,7 @@ def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECI
     shape = out[2]
     _store_inverses(out, LU, destination, BLOCK, PRECISION)
     steps = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
-    for step in tl.range(steps, disable_licm=True):
+    for step in tl.range(steps, disable_licm=BLOCK == 32):
         J = _opaque((steps - 1 - step) * BLOCK, shape)
         W11 = _load(G, J, J, BLOCK, BLOCK)
         W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, False, PRECISION)
@@ -233,7 +233,7 @@ def _jvp_remainder(
     rows = _rows(source, J, BLOCK) if TRANSPOSED else _rows(source, i, ROWS)
     W = _load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
     total = field.constant_like(W, 0.0)
-    for first in tl.range(0, J, 16, disable_licm=True):
+    for first in tl.range(0, J, 16, disable_licm=BLOCK == 32):
         c = _opaque(first, out[2])
         dL = _load(out, i, c, ROWS, 16, TRANSPOSED)
         U = _load(LU, c, J, 16, BLOCK, TRANSPOSED)
@@ -259,7 +259,7 @@ def _jvp_side(
 ):
     """Finds dL21."""
     shape = out[2]
-    for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=True):
+    for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first, shape)
         W = _jvp_remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED, PRECISION)
         W = field.subtract(W, field.dot(_load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11, PRECISION))
@@ -271,7 +271,7 @@ def _jvp_side(
 def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
     shape = out[2]
     _store_inverses(out, LU, None, BLOCK, PRECISION)
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=True):
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=BLOCK == 32):
         J = _opaque(first, shape)
         W11 = _jvp_remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False, PRECISION)
         B11 = _load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)

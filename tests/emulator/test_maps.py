@@ -197,8 +197,7 @@ def test_registers_suffice(name, plan, target):
 def test_registers_suffice_for_tiles(name, dtype, target):
     chosen = asdict(kernel_plan(name, 64, 64, dtype))
     _, report = run(name, *problem(1, (64, 64), dtype), **chosen, target=target)
-    accepted = 144 if dtype == torch.float64 else 80
-    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= accepted
+    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= 80
 
 
 def without_barriers(ptx):
