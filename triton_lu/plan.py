@@ -34,35 +34,40 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     keep the rows of a block from falling into the same cache lines.
 
     Error over that of the formula solved with U first, which is what PyTorch computes, for Gaussian matrices in single
-    precision: 0.9 to 1.2 in one span of any width. In spans of 16 or 32 columns, faster for batches by up to 1.3, it
-    is 1.8 at n = 128 (complex64: 2.9), 2.6 at 256 (4.5). For n = 2048 in spans of 384 it is 6 (8), and the sweep 1.4
-    times as fast as in one, with two thirds of the flops.
+    precision: 0.9 to 1.2 in one span of any width. In spans of one block, faster by 1.3 to 1.4, it is 1.8 at n = 128
+    (complex64: 2.9), 2.6 at 256 (4.5), 4.5 at 1024 (6.5), 6.2 at 2048 (8.2): too much for single matrices in single
+    precision, until a span of all of a large one costs more than it saves; in double there are digits to spare earlier.
     """
     k = min(m, n)
     if batch >= 512 and max(m, n) <= 8:
         return Sweep(1, 1)
     block = default_block(batch, k)
     block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
-    if k > 1024:
-        return Sweep(block, max(384, block))
-    return Sweep(block, block if batch > 1 and k <= (128 if dtype.is_complex else 256) else k)
+    smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256
+    largest = 512 if dtype in (torch.float64, torch.complex128) else 1024
+    return Sweep(block, k if smallest < k <= largest else block)
 
 
 def default_block(batch: int, k: int) -> int:
     """The width of the blocks for k = min(m, n), where nothing has been calibrated."""
     if batch == 1:
         return k if k <= 128 else 96
-    return 16 if k <= 32 else 32 if k <= 256 else 96
+    return 32 if k <= 256 else 96
 
 
-def solve_by_rows(left: bool, dtype: torch.dtype) -> bool:
+def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> bool:
     """Whether a triangular solve in ATen takes its right-hand sides row by row, else column by column.
 
     For LAPACK, which knows columns only, that decides whether the triangle stands left or right of the unknown. On the
-    right it is up to three times faster in float32 and up to 1.2 times with complex numbers, on the left up to 1.3
-    times in float64 (oneMKL on an EPYC).
+    right it is up to three times faster in float32, but up to seven times slower for numbers of right-hand sides that
+    do not fill its vectors; up to 1.4 times faster with complex numbers. On the left it is up to four times faster in
+    float64 (oneMKL on an EPYC).
     """
-    return left != (dtype == torch.float64)
+    if dtype == torch.float32:
+        from_the_right = right_hand_sides % 16 == 0 or not 16 < right_hand_sides < 500
+    else:
+        from_the_right = dtype.is_complex
+    return left == from_the_right
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:
