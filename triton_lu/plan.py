@@ -97,6 +97,20 @@ class Warp:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
+
+    groups: warps of one matrix, among which its columns are dealt.
+    panel: columns of a group that one loop serves; 1: the steps are unrolled.
+    """
+
+    matrices: int
+    groups: int
+    panel: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class Tile:
     """A kernel of the tile regime: one matrix per program, that many of its rows at a time."""
 
@@ -143,24 +157,21 @@ _BLOCKED = {
 }
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Blocked | None:
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Tile | Blocked | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
     64: 1.8 / 1.6 / 2.0 / 1.7;  128: 2.3 / 2.6 / 2.7 / 2.6, of the L2 cache, as if L1 served none of what is read again;
-    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.3 / 1.0 / 1.8, the last compiled in minutes: left to ATen.
+    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.0 / 1.7;  64: 2.1 / 4.1 / – / –.
     """
     largest = max(m, n)
-    if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
-        return None
+    if name == "factor":
+        return _columns(largest, dtype)
     if largest > 128:
         return _BLOCKED[dtype] if largest < LIBRARY else None
     if largest > 32:  # one warp, and as many rows as its registers hold
         return Tile(rows=32 if dtype == torch.float32 else 16, num_warps=2 if dtype == torch.complex128 else 1)
-    if name == "factor":
-        size = max(2, 1 << (largest - 1).bit_length())
-        return Warp(matrices=128 // size, num_warps=4)
     if largest > 16:
         return Warp(matrices=1, num_warps=1)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
@@ -168,6 +179,22 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Block
     if largest > 4:
         return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
+    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+
+    From 32×32 on in complex128, unrolled steps are compiled in minutes, panels of 4 columns in 5 s.
+    """
+    if largest > 32:
+        groups = {torch.float32: 1, torch.float64: 2}.get(dtype)
+        if largest > 64 or groups is None:
+            return None
+        return Columns(matrices=1, groups=groups, panel=8, num_warps=groups)
+    if largest > 16 and dtype == torch.complex128:
+        return Columns(matrices=1, groups=1, panel=4, num_warps=1)
+    size = max(2, 1 << (largest - 1).bit_length())
+    return Columns(matrices=128 // size, groups=1, panel=1, num_warps=4)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:

@@ -25,8 +25,8 @@ from . import field, launch, layout
 
 
 @triton.jit
-def find_pivot(modulus, position, row, STEP: tl.constexpr):
-    """Position and row of the largest modulus at positions from STEP on, of equals the first, brought to all lanes.
+def find_pivot(modulus, position, row, step):
+    """Position and row [matrices, 1] of the largest modulus at positions from `step` on, of equals the first.
 
     The bits of a positive number, as an integer, are in its order. They are compared by words of 32 bits, for which a
     GPU has an instruction that finds the maximum over a warp.
@@ -37,30 +37,50 @@ def find_pivot(modulus, position, row, STEP: tl.constexpr):
         words = ((bits >> 32).to(tl.uint32), bits.to(tl.uint32))
     else:
         words = (modulus.to(tl.uint32, bitcast=True),)
-    largest = position >= STEP
+    largest = position >= step
     for i in tl.static_range(len(words)):
         largest &= words[i] == tl.max(tl.where(largest, words[i], 0), 1)[:, None]
     place = (position * N + row).to(tl.uint32)
-    first = tl.broadcast_to(tl.min(tl.where(largest, place, N * N), 1)[:, None], place.shape)
+    first = tl.min(tl.where(largest, place, N * N), 1)[:, None]
     return (first // N).to(tl.int32), (first % N).to(tl.int32)
 
 
 @triton.jit
-def eliminate(columns, pivot_row, below, STEP: tl.constexpr):
-    """One step: the rows `below` lose their entry in column STEP, where the multiplier takes its place.
+def find_column(columns, step, FIRST: tl.constexpr, PANEL: tl.constexpr, GROUPS: tl.constexpr):
+    """Column `step` [matrices, N] of the panel, brought to all groups."""
+    column = columns[FIRST]
+    for j in tl.static_range(FIRST + 1, FIRST + PANEL):
+        column = field.where(step // GROUPS == j, columns[j], column)
+    if GROUPS > 1:
+        group = tl.arange(0, GROUPS)[:, None]
+        chosen = ()
+        for i in tl.static_range(len(column)):
+            chosen += (tl.sum(tl.where(group == step % GROUPS, column[i], 0.0), 0)[None, :],)
+        column = chosen
+    return column
+
+
+@triton.jit
+def eliminate(columns, column, pivot_row, below, step, FIRST: tl.constexpr, PANEL: tl.constexpr, GROUPS: tl.constexpr):
+    """One step: the rows `below` lose their entry in `column`, where the multiplier takes its place.
 
     Also returns the pivot.
     """
-    column = columns[STEP]
     zero = field.constant_like(column, 0.0)
     pivot = field.gather(column, pivot_row)
-    divisor = field.where(field.is_zero(pivot), field.constant_like(column, 1.0), pivot)
+    divisor = field.where(field.is_zero(pivot), field.constant_like(pivot, 1.0), pivot)
     multiplier = field.where(below, field.divide(column, divisor), zero)
-    result = columns[:STEP]
-    result += (field.where(below, multiplier, column),)
+    eliminated = field.where(below, multiplier, column)
     negated = field.negate(multiplier)
-    for j in tl.static_range(STEP + 1, len(columns)):
-        result += (field.multiply_add(negated, field.gather(columns[j], pivot_row), columns[j]),)
+    pivot_rows = tl.broadcast_to(pivot_row, (columns[0][0].shape[0], 1))
+    group = (tl.arange(0, columns[0][0].shape[0]) % GROUPS)[:, None]
+    result = columns[:FIRST]
+    for j in tl.static_range(FIRST, len(columns)):
+        updated = field.multiply_add(negated, field.gather(columns[j], pivot_rows), columns[j])
+        if j < FIRST + PANEL:
+            unfinished = field.where(j * GROUPS + group == step, eliminated, columns[j])
+            updated = field.where(j * GROUPS + group > step, updated, unfinished)
+        result += (updated,)
     return result, pivot
 
 
@@ -78,6 +98,8 @@ def factor_kernel(
     batch_size,
     N: tl.constexpr,
     MATRICES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    PANEL: tl.constexpr,
     COMPONENTS: tl.constexpr,
     LU_BY_COLUMN: tl.constexpr,
     A_BY_COLUMN: tl.constexpr,
@@ -87,43 +109,50 @@ def factor_kernel(
     batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
     batch_mask = batch < batch_size
     A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
-    columns = layout.unstack(A)
+    columns = layout.unstack(layout.deal(A, GROUPS))
 
     row = tl.broadcast_to(tl.arange(0, N)[None, :], (MATRICES, N))
     position = row
     order = row
     pivots = row
-    first_zero = tl.full((MATRICES, N), N, tl.int32)
-    for step in tl.static_range(N):
-        pivot_row = tl.full((MATRICES, N), step, tl.int32)
-        if PIVOT:
-            modulus = field.modulus(columns[step])
-            if RAGGED:
-                # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
-                modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
-            pivot_position, pivot_row = find_pivot(modulus, position, row, step)
-            pivots = tl.where(row == step, pivot_position, pivots)
-            order = tl.where(row == step, pivot_row, order)
-            displaced = tl.where(position == step, pivot_position, position)
-            position = tl.where(row == pivot_row, step, displaced)
-        columns, pivot = eliminate(columns, pivot_row, position > step, step)
-        first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
+    first_zero = tl.full((MATRICES, 1), N, tl.int32)
+    for FIRST in tl.static_range(0, N // GROUPS, PANEL):
+        end = (FIRST + PANEL) * GROUPS
+        if RAGGED and PANEL > 1:
+            end = tl.minimum(end, shape[0])  # in each step a row finds its place, also after the last column
+        for step in range(FIRST * GROUPS, end):
+            column = find_column(columns, step, FIRST, PANEL, GROUPS)
+            pivot_row = tl.full((MATRICES, 1), 0, tl.int32) + step
+            if PIVOT:
+                modulus = field.modulus(column)
+                if RAGGED:
+                    # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
+                    modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
+                pivot_position, pivot_row = find_pivot(modulus, position, row, step)
+                pivots = tl.where(row == step, pivot_position, pivots)
+                order = tl.where(row == step, pivot_row, order)
+                displaced = tl.where(position == step, pivot_position, position)
+                position = tl.where(row == pivot_row, step, displaced)
+            columns, pivot = eliminate(columns, column, pivot_row, position > step, step, FIRST, PANEL, GROUPS)
+            first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
 
     if PIVOT:
+        order = tl.broadcast_to(order, columns[0][0].shape)
         ordered = ()
-        for j in tl.static_range(N):
+        for j in tl.static_range(len(columns)):
             ordered += (field.gather(columns[j], order),)
         columns = ordered
-    layout.store_tile(LU_ptr, LU_strides, shape, batch, batch_mask, None, layout.stack(columns), LU_BY_COLUMN, RAGGED)
+    LU = layout.collect(layout.stack(columns), GROUPS)
+    layout.store_tile(LU_ptr, LU_strides, shape, batch, batch_mask, None, LU, LU_BY_COLUMN, RAGGED)
 
     steps = tl.minimum(shape[0], shape[1])
     pivots_offsets = batch[:, None] * pivots_strides[0] + row.to(tl.int64) * pivots_strides[1]
     tl.store(pivots_ptr + pivots_offsets, pivots + 1, batch_mask[:, None] & (row < steps))
     infos = tl.where(first_zero < steps, first_zero + 1, 0)
-    tl.store(infos_ptr + batch[:, None] * infos_strides[0] + row * 0, infos, batch_mask[:, None] & (row == 0))
+    tl.store(infos_ptr + batch[:, None] * infos_strides[0], infos, batch_mask[:, None])
 
 
-def factor(LU, pivots, infos, A, *, pivot, matrices, num_warps):
+def factor(LU, pivots, infos, A, *, pivot, matrices, groups, panel, num_warps):
     """Writes the packed factors of A to `LU`, with partial pivoting if `pivot`, and LAPACK's `pivots` and `infos`.
 
     `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32; `pivots`
@@ -150,6 +179,8 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, num_warps):
         batch_size,
         N=N,
         MATRICES=matrices,
+        GROUPS=groups,
+        PANEL=panel,
         COMPONENTS=2 if A.is_complex() else 1,
         LU_BY_COLUMN=launch.by_column(LU),
         A_BY_COLUMN=launch.by_column(A),

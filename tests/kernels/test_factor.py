@@ -1,4 +1,6 @@
-"""The factorization kernel for at most 32 rows and columns, under Triton's interpreter."""
+"""The factorization kernel, under Triton's interpreter."""
+
+from dataclasses import asdict
 
 import pytest
 import reference
@@ -7,11 +9,12 @@ from layouts import by_column, by_matrix, by_row, sliced
 from matrices import REGULAR, ZOO
 from triton_lu_kernels import factor
 
-from triton_lu import aten
+from triton_lu import aten, plan
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
+LARGER_SHAPES = [(64, 64), (33, 47), (5, 64), (61, 3)]
 FINITE = [name for name in ZOO if name not in ("containing_nan", "containing_inf")]
 RESIDUAL_IN_EPS = 10.0
 """Accepted |P^T A - L U| at size n, entry by entry, in units of n eps |L| |U|."""
@@ -30,9 +33,11 @@ def outputs(A, layout=by_column):
 
 
 def run(A, out=None, *, pivot=True, matrices=4):
-    """The kernel's LU, pivots and infos."""
+    """LU, pivots and infos of the kernel that is planned, with at most so many matrices per program."""
     out = outputs(A) if out is None else out
-    factor.factor(*out, A, pivot=pivot, matrices=matrices, num_warps=1)
+    options = asdict(plan.kernel("factor", *A.shape[1:], A.dtype))
+    options |= {"matrices": min(matrices, options["matrices"]), "num_warps": 1}
+    factor.factor(*out, A, pivot=pivot, **options)
     return out
 
 
@@ -89,6 +94,13 @@ def test_small_shapes(shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", LARGE_SHAPES, ids=str)
 def test_large_shapes(shape, dtype):
+    A = torch.randn(2, *shape, dtype=dtype)
+    assert_agrees(A, run(A))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", LARGER_SHAPES, ids=str)
+def test_larger_shapes(shape, dtype):
     A = torch.randn(2, *shape, dtype=dtype)
     assert_agrees(A, run(A))
 
@@ -151,6 +163,27 @@ def test_without_pivoting(shape, dtype):
     torch.testing.assert_close(results[0], expected[0], rtol=1e-4, atol=1e3 * torch.finfo(dtype).eps)
     assert torch.equal(results[1], expected[1])
     assert torch.equal(results[2], expected[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_larger_singular_matrices(dtype):
+    """Of columns dealt to groups, and of padding: a zero pivot in each, and none that only the padding has."""
+    A = torch.randn(5, 40, 40, dtype=dtype)
+    for i, column in enumerate((0, 1, 38, 39)):
+        A[i, :, column] = 0
+    assert_agrees(A, run(A))
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((19, 18), torch.complex128), ((34, 33), torch.float64)], ids=str)
+def test_panels(shape, dtype):
+    """Loops over the columns of a panel: without pivoting, other strides, in another batch, beside a NaN."""
+    A = torch.randn(3, *shape, dtype=dtype)
+    expected = run(A)
+    dirty = by_matrix(A)
+    dirty[1, 2, 1] = torch.nan
+    assert_same([x[[0, 2]] for x in run(dirty)], [x[[0, 2]] for x in expected])
+    A = A[:1] + 8 * shape[0] * torch.eye(*shape, dtype=dtype)
+    assert_same(run(A, pivot=False), run(A))
 
 
 @pytest.mark.parametrize("pivot", [True, False])
