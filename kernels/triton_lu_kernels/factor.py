@@ -1,4 +1,4 @@
-"""LU of matrices of at most 32 rows and columns, with partial pivoting or none: one row per lane of a warp.
+"""LU of small matrices, with partial pivoting or none: rows over the lanes of a warp.
 
     P^T A = L U
 
@@ -12,6 +12,9 @@ Real and complex, any strides. As in LAPACK, a step exchanges its row with that 
 
 Grid: one axis, `MATRICES` matrices per program, each completed with zeros to N x N, N a power of two. No row moves
 before the end: a lane keeps its row and knows the position that the exchanges have given it. The last step gathers.
+
+The columns of a matrix are dealt in turn to `GROUPS` groups, one per warp. The steps of `PANEL` columns of each group
+share one loop; PANEL = 1 unrolls them.
 
 A NaN counts as the largest modulus. Nothing passes from one matrix to another, and a matrix gets the same bits in any
 batch. A is read once, LU, pivots and infos are written once; nothing else is touched.
@@ -126,7 +129,8 @@ def factor_kernel(
             if PIVOT:
                 modulus = field.modulus(column)
                 if RAGGED:
-                    # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
+                    # Zero entries never win against those of the matrix, which come first. NaN may get into the
+                    # padding.
                     modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
                 pivot_position, pivot_row = find_pivot(modulus, position, row, step)
                 pivots = tl.where(row == step, pivot_position, pivots)
@@ -155,9 +159,10 @@ def factor_kernel(
 def factor(LU, pivots, infos, A, *, pivot, matrices, groups, panel, num_warps):
     """Writes the packed factors of A to `LU`, with partial pivoting if `pivot`, and LAPACK's `pivots` and `infos`.
 
-    `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32; `pivots`
+    `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 64; `pivots`
     is [batch, min(m, n)] int32, `infos` [batch] int32. Any strides, an expanded A too; the results overlap nothing.
-    `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes. Nothing is validated
+    `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes, one if `groups` > 1;
+    `groups` and `panel` are powers of two. Nothing is validated
     here, and nothing launched for an empty batch.
     """
     batch_size, m, n = A.shape
