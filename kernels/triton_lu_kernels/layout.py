@@ -232,33 +232,6 @@ def stack(columns):
 
 
 @triton.jit
-def deal(tile, GROUPS: tl.constexpr):
-    """The columns of one matrix [1, rows, cols] dealt in turn to groups [GROUPS, rows, cols / GROUPS]."""
-    if GROUPS == 1:
-        return tile
-    else:
-        result = ()
-        for component in tl.static_range(len(tile)):
-            x = tile[component]
-            x = tl.reshape(x, (x.shape[1], x.shape[2] // GROUPS, GROUPS))
-            result += (tl.permute(x, (2, 0, 1)),)
-        return result
-
-
-@triton.jit
-def collect(tile, GROUPS: tl.constexpr):
-    """`deal` undone."""
-    if GROUPS == 1:
-        return tile
-    else:
-        result = ()
-        for component in tl.static_range(len(tile)):
-            x = tile[component]
-            result += (tl.reshape(tl.permute(x, (1, 2, 0)), (1, x.shape[1], x.shape[2] * GROUPS)),)
-        return result
-
-
-@triton.jit
 def turn(columns):
     """The rows, each a field element [matrices, cols], of matrices given by columns: lanes and registers swap."""
     return unstack(transpose(stack(columns)))

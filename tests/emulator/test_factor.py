@@ -32,7 +32,7 @@ PLANS = [
     ((32, 32), torch.float32, {}),
     ((20, 23), torch.complex128, {}),
     ((32, 32), torch.complex128, {}),
-    ((33, 40), torch.float64, {}),
+    ((33, 40), torch.float32, {}),
     ((64, 64), torch.float32, {}),
 ]
 FULL_PLANS = [plan for plan in PLANS if plan[0][0] == plan[0][1] > 1]
