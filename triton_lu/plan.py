@@ -190,7 +190,7 @@ def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
     In complex128 at 32×32 unrolled steps are compiled in minutes, panels of 4 columns in 5 to 10 s. Both kernels with
     panels have 255 registers per thread at most and spill none for sm_80, sm_90 and sm_100 (Triton 3.6 and 3.9).
 
-    In float32 an H100 takes an estimated 19 µs for 64 matrices of 64×64, 87 µs for 4096. cuBLAS has been measured at
+    In float32 an H100 takes an estimated 22 µs for 64 matrices of 64×64, 85 µs for 4096. cuBLAS has been measured at
     109 µs for the 64, launch included, and at 33 ms for 4096 of 256×256: scaled by n³, 0.5 ms
     (https://github.com/nikitaved/custom_lu_batched_kernel_bench).
     """
