@@ -102,6 +102,18 @@ class Warp:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
+
+    panel: columns whose steps share a loop; 1: the steps are unrolled.
+    """
+
+    matrices: int
+    panel: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class Tile:
     """A kernel of the tile regime: one matrix per program, that many of its rows at a time."""
 
@@ -148,24 +160,26 @@ _BLOCKED = {
 }
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Blocked | None:
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Tile | Blocked | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
     64: 1.8 / 1.6 / 2.0 / 1.7;  128: 2.3 / 2.6 / 2.7 / 2.6, of the L2 cache, as if L1 served none of what is read again;
-    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.3 / 1.0 / 1.8, the last compiled in minutes: left to ATen.
+    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.1 / 1.7;  64: 2.2 / – / – / –.
+
+    Larger factorizations are ATen's. A kernel that deals the columns to 2 or 4 warps would take an estimated 332 µs for
+    4096 of 64×64 in float64, 4.1 times the traffic, and (unchecked) 1.1 ms for 4096 of 128×128 in float32, 7 times:
+    half the measured time of cuBLAS and of PyTorch's own kernel at 256×256, scaled by n³. That is no proof. Beyond
+    128×128 a panel has more rows than one warp's registers hold: another kernel again.
     """
     largest = max(m, n)
-    if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
-        return None
+    if name == "factor":
+        return _columns(largest, dtype)
     if largest > 128:
         return _BLOCKED[dtype] if largest < LIBRARY else None
     if largest > 32:  # one warp, and as many rows as its registers hold
         return Tile(rows=32 if dtype == torch.float32 else 16, num_warps=2 if dtype == torch.complex128 else 1)
-    if name == "factor":
-        size = max(2, 1 << (largest - 1).bit_length())
-        return Warp(matrices=128 // size, num_warps=4)
     if largest > 16:
         return Warp(matrices=1, num_warps=1)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
@@ -173,6 +187,24 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Block
     if largest > 4:
         return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
+    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+
+    In complex128 at 32×32 unrolled steps are compiled in minutes, panels of 4 columns in 5 to 10 s. Both kernels with
+    panels have 255 registers per thread at most and spill none for sm_80, sm_90 and sm_100 (Triton 3.6 and 3.9).
+
+    In float32 an H100 takes an estimated 22 µs for 64 matrices of 64×64, 85 µs for 4096. cuBLAS has been measured at
+    109 µs for the 64, launch included, and at 33 ms for 4096 of 256×256: scaled by n³, 0.5 ms
+    (https://github.com/nikitaved/custom_lu_batched_kernel_bench).
+    """
+    if largest > 32:
+        return Columns(matrices=1, panel=8, num_warps=1) if largest <= 64 and dtype == torch.float32 else None
+    if largest > 16 and dtype == torch.complex128:
+        return Columns(matrices=1, panel=4, num_warps=1)
+    size = max(2, 1 << (largest - 1).bit_length())
+    return Columns(matrices=128 // size, panel=1, num_warps=4)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
