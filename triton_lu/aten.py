@@ -272,15 +272,14 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
         for I in reversed(blocks):  # W is below the diagonal N, and X in the rows R
             right, below = slice(I.start, n), slice(I.start, m)
             column = _part(W, below, I)
-            by_rows = plan.solve_by_rows(W.dtype, column.shape[-2], left=False)
-            N = _place(room[1], column.shape, by_rows=by_rows).copy_(column)
+            N = _place(room[1], column.shape).copy_(column)
             _part(W, I, I).triu_()
             if I.stop < m:
                 _part(W, slice(I.stop, m), I).zero_()
             UH = _adjoint(_part(B, I, right), room[0])  # with Lᴴ above the diagonal, which adds nothing below it
             _add_product_(N, _part(W, below, right), UH, alpha=-1)
             _part(N, slice(0, I.stop - I.start), I).tril_(-1)
-            column += solve_triangular(_part(B, I, I).mT.conj_physical(), N, upper=False, left=False, out=N)
+            column += _solve(_part(B, I, I).mT.conj_physical(), N, room[0], left=False, upper=False)
         right, L11 = slice(J.start, n), _part(B, J, J)
         row = _part(W, J, right)
         if in_place:
