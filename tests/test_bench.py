@@ -497,7 +497,7 @@ def test_calibration_of_the_sweep(file, monkeypatch, capsys):
     assert main(["bench", "--calibrate", "--device", "cpu", "--seconds", "0"]) == 0
     assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 64
     assert plan.sweep(10, 33, 33, torch.complex128, "cpu").block == 64
-    assert plan.sweep(10, 32, 32, torch.float32, "cpu").block == 16
+    assert plan.sweep(10, 32, 32, torch.float32, "cpu").block == 32
     assert "block float32 batch 64: 64" in capsys.readouterr().out
 
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import plan, triangular
+from triton_lu import plan
 from triton_lu.storage import empty_factors, empty_row_major
+from triton_lu.triangular import columns, rows
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,34 +62,41 @@ def eliminate_(A: Tensor) -> None:
     eliminate_(A[..., h:, h:])
 
 
-def permutation(pivots: Tensor, m: int) -> Tensor:
-    """Row i of Pᵀ A is row permutation[i] of A."""
+def permutation(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
+    """Row i of Pᵀ A is row permutation[i] of A. The inverse: row i of P X is row permutation[i] of X."""
     *batch, k = pivots.shape
     form = plan.permutation(math.prod(batch), k, pivots.device.type)
     if form == "links":
-        return _follow_links(pivots, m)
+        order = _follow_links(pivots, m)
+        if not inverse:
+            return order
+        return torch.empty_like(order).scatter_(-1, order, torch.arange(m, device=order.device).expand_as(order))
     exchange = _exchange_by_step if form == "by step" else _exchange_by_matrix
-    return exchange(pivots.reshape(-1, k), m).view(*batch, m)
+    steps = range(k)
+    return exchange(pivots.reshape(-1, k), m, steps[::-1] if inverse else steps).view(*batch, m)
 
 
-def _exchange_by_matrix(pivots: Tensor, m: int) -> Tensor:
+def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int]) -> Tensor:
     """The permutations by their definition, one exchange after the other in Python."""
     orders = []
-    for exchanges in pivots.tolist():
+    for chosen in pivots.tolist():
         order = list(range(m))
-        for i, chosen in enumerate(exchanges):
-            order[i], order[chosen - 1] = order[chosen - 1], order[i]
+        for i in steps:
+            j = chosen[i] - 1
+            order[i], order[j] = order[j], order[i]
         orders.append(order)
     return torch.tensor(orders, dtype=torch.int64)
 
 
-def _exchange_by_step(pivots: Tensor, m: int) -> Tensor:
+def _exchange_by_step(pivots: Tensor, m: int, steps: Sequence[int]) -> Tensor:
     """The same for many matrices, with the i-th exchange of all of them at once."""
-    order = np.arange(m)[:, None].repeat(len(pivots), axis=1)
-    matrix = np.arange(len(pivots))
-    for i, chosen in enumerate(pivots.numpy().T - 1):
-        found = order[chosen, matrix]
-        order[chosen, matrix] = order[i]
+    batch = len(pivots)
+    order = np.arange(m)[:, None].repeat(batch, axis=1)
+    flat = order.reshape(-1)  # NumPy gathers from one dimension faster than from two
+    chosen = batch * (pivots.numpy().T.astype(np.int64) - 1) + np.arange(batch)
+    for i in steps:
+        found = flat[chosen[i]]
+        flat[chosen[i]] = order[i]
         order[i] = found
     return torch.from_numpy(order.T.copy())
 
@@ -119,14 +127,12 @@ def _follow_links(pivots: Tensor, m: int) -> Tensor:
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
-    X = empty_row_major(G)
+    X = empty_row_major(G).copy_(G)
     if X.numel() == 0:
         return X
     m, n = G.shape[-2:]
-    _sweep(X, G, LU, _vjp_sweep_, _vjp_scalar_sweep_)
-    rows = permutation(pivots, m)
-    order = torch.arange(m, device=G.device).expand_as(rows)
-    origin = row_index(torch.empty_like(rows).scatter_(-1, rows, order))
+    _sweep_(X, LU, _vjp_sweep_, _vjp_scalar_sweep_)
+    origin = row_index(permutation(pivots, m, inverse=True))
     flat = X.view(-1, n)
     if n <= plan.PANEL:
         result = torch.empty_like(X)
@@ -145,23 +151,22 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     if dB.numel() == 0:
         return dB
     m, n = E.shape[-2:]
-    rows = E.reshape(-1, n).index_select(0, row_index(permutation(pivots, m)))
-    _sweep(dB, rows.view(E.shape), LU, _jvp_sweep_, _jvp_scalar_sweep_)
+    torch.index_select(E.reshape(-1, n), 0, row_index(permutation(pivots, m)), out=dB.view(-1, n))
+    _sweep_(dB, LU, _jvp_sweep_, _jvp_scalar_sweep_)
     return dB
 
 
-def _sweep(out: Tensor, X: Tensor, LU: Tensor, blocked_: Callable[..., None], scalar_: Callable[..., None]) -> None:
-    """out = the swept X, as planned: by blocks, or for batches of small matrices column by column."""
+def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[..., None], scalar_: Callable[..., None]) -> None:
+    """The sweep of X in place, as planned: by blocks, or for batches of small matrices column by column."""
     m, n = X.shape[-2:]
     batch = X.numel() // (m * n)
     sweep = plan.sweep(batch, m, n, X.dtype, X.device.type)
     shape = (m, n) if batch == 1 and sweep.block > 1 else (batch, m, n)
-    W, B = out.view(shape), LU.reshape(shape)
+    W, B = X.view(shape), LU.reshape(shape)
     if sweep.block > 1:
-        out.copy_(X)
         blocked_(W, B, sweep)
     else:
-        batch_last = _batch_last(X.reshape(shape))
+        batch_last = _batch_last(W)
         scalar_(batch_last, _batch_last(B.mT).transpose(0, 1))
         W.view(batch, m * n).copy_(batch_last.view(m * n, batch).t())
 
@@ -187,17 +192,16 @@ def _blocks(start: int, stop: int, width: int) -> list[slice]:
 
 def _part(X: Tensor, I: slice, J: slice) -> Tensor:
     """X[..., I, J]; X itself, without the cost of a view, where that is all of it."""
-    return triangular.columns(triangular.rows(X, I.start, I.stop), J.start, J.stop)
+    return columns(rows(X, I.start, I.stop), J.start, J.stop)
 
 
-def _workspace(W: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Room for two block rows, or block columns, of W.
+def _workspace(W: Tensor, width: int) -> Tensor:
+    """Room for a block row, or a block column, of W.
 
     Fresh memory for every temporary would cost about as much as the products (page faults).
     """
     *batch, m, n = W.shape
-    size = math.prod(batch) * min(width, m, n) * max(m, n)
-    return W.new_empty(size), W.new_empty(size)
+    return W.new_empty(math.prod(batch) * min(width, m, n) * max(m, n))
 
 
 def _place(room: Tensor, shape: Sequence[int], *, by_rows: bool = True) -> Tensor:
@@ -218,18 +222,21 @@ def _product(A: Tensor, B: Tensor, room: Tensor) -> Tensor:
 
 
 def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
-    """C += alpha A B. In batches C must be contiguous, or ATen multiplies matrix by matrix."""
-    (C.addmm_ if C.ndim == 2 else C.baddbmm_)(A, B, alpha=alpha)
-
-
-def _multiply_add(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> Tensor:
-    """C + alpha A B."""
-    return (torch.addmm if C.ndim == 2 else torch.baddbmm)(C, A, B, alpha=alpha)
+    """C += alpha A B. ATen would multiply matrix by matrix where a batch C is not contiguous."""
+    if C.ndim == 2:
+        C.addmm_(A, B, alpha=alpha)
+    elif C.is_contiguous():
+        C.baddbmm_(A, B, alpha=alpha)
+    elif C.mT.is_contiguous():
+        C.mT.baddbmm_(B.mT, A.mT, alpha=alpha)
+    else:
+        C.add_(torch.bmm(A, B), alpha=alpha)
 
 
 def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
-    """T⁻¹ X or X T⁻¹ in the workspace. X is row-major there and may be overwritten."""
-    Y = X if plan.solve_by_rows(left, X.dtype) else _place(room, X.shape, by_rows=False).copy_(X)
+    """T⁻¹ X or X T⁻¹: in place where X is contiguous and as the solve wants it, else in the workspace."""
+    by_rows = plan.solve_by_rows(X.dtype, X.shape[-1 if left else -2], left=left)
+    Y = X if by_rows and X.is_contiguous() else _place(room, X.shape, by_rows=by_rows).copy_(X)
     return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
 
 
@@ -246,8 +253,11 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """
     m, n = W.shape[-2:]
     k = min(m, n)
+    if sweep.block >= k:
+        return _vjp_block_(W, B)
     in_place = sweep.span >= k and (m == k or W.ndim == 2)  # the rows of L are contiguous
-    room = _workspace(W, sweep.block if in_place else sweep.span)
+    width = sweep.block if in_place else sweep.span
+    room = _workspace(W, width), _workspace(W, width)
     for J in reversed(_blocks(0, k, sweep.span)):
         R = slice(J.stop, m)
         blocks = _blocks(J.start, J.stop, sweep.block)
@@ -285,40 +295,75 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
 
 
+def _vjp_block_(W: Tensor, B: Tensor) -> None:
+    """`_vjp_sweep_` in one block."""
+    m, n = W.shape[-2:]
+    k = min(m, n)
+    BH = B.mT.conj_physical()
+    BH1, BH11 = rows(BH, 0, k), _part(BH, slice(0, k), slice(0, k))
+    top, left = rows(W, 0, k), columns(W, 0, k)
+    room = _workspace(W, k)
+    N = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    _add_product_(rows(N, 0, k), BH1.triu(1), left)
+    W.triu_()
+    _add_product_(rows(N, 0, k), top, columns(BH, 0, k), alpha=-1)
+    left += solve_triangular(BH11, N.tril_(-1), upper=False, left=False, out=N)
+    if m > k:
+        _add_product_(top, columns(BH1, k, m), rows(W, k, m), alpha=-1)
+    top.copy_(_solve(BH11, top, room, left=True, upper=True, unit=True))
+
+
 def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
 
-    With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂). In a
-    diagonal block dL = L T and dU = triu(Z - T U) with Z = L⁻¹ W and T = tril(Z U⁻¹, -1), which is tril(M, -1).
+    With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂).
     """
     m, n = W.shape[-2:]
-    room = _workspace(W, sweep.block)
-    for J in _blocks(0, min(m, n), sweep.block):
+    k = min(m, n)
+    if sweep.block >= k:
+        return _jvp_block_(W, B)
+    room = _workspace(W, sweep.block), _workspace(W, sweep.block)
+    for J in _blocks(0, k, sweep.block):
         before, R = slice(0, J.start), slice(J.stop, None)
-        W11, B11 = W[..., J, J], B[..., J, J]
 
-        def subtract_before_(X: Tensor, rows: slice, columns: slice, before: slice = before) -> None:
+        def subtract_before_(X: Tensor, I: slice, J: slice, before: slice = before) -> None:
             if before.stop:
-                _add_product_(X, W[..., rows, before], B[..., before, columns], alpha=-1)
-                _add_product_(X, B[..., rows, before], W[..., before, columns], alpha=-1)
+                _add_product_(X, W[..., I, before], B[..., before, J], alpha=-1)
+                _add_product_(X, B[..., I, before], W[..., before, J], alpha=-1)
 
-        Z = W11.clone(memory_format=torch.contiguous_format)
-        subtract_before_(Z, J, J)
-        Z = _solve(B11, Z, room[1], left=True, upper=False, unit=True)
-        T = _solve(B11, Z.clone(memory_format=torch.contiguous_format), room[0], left=False, upper=True).tril_(-1)
-        dL = _multiply_add(T, B11.tril(-1), T)
-        dU = _multiply_add(Z, T, B11, alpha=-1).triu_()  # L in B11 only adds below the diagonal
-        torch.add(dL, dU, out=W11)
+        B11 = B[..., J, J]
+        dB11 = W[..., J, J].clone(memory_format=torch.contiguous_format)
+        subtract_before_(dB11, J, J)
+        _jvp_block_(dB11, B11)
+        W[..., J, J] = dB11
         if J.stop < max(m, n):
             W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
             X12 = _place(room[0], W12.shape).copy_(W12)
-            _add_product_(X12, dL, B12, alpha=-1)
+            _add_product_(X12, dB11.tril(-1), B12, alpha=-1)
             subtract_before_(X12, J, R)
             W12.copy_(_solve(B11, X12, room[1], left=True, upper=False, unit=True))
             X21 = _place(room[0], W21.shape).copy_(W21)
-            _add_product_(X21, B21, dU, alpha=-1)
+            _add_product_(X21, B21, dB11.triu(), alpha=-1)
             subtract_before_(X21, R, J)
             W21.copy_(_solve(B11, X21, room[1], left=False, upper=True))
+
+
+def _jvp_block_(W: Tensor, B: Tensor) -> None:
+    """`_jvp_sweep_` in one block: dL = L T and dU = triu(Z - T U) with Z = L⁻¹ W and T = tril(M, -1)."""
+    m, n = W.shape[-2:]
+    k = min(m, n)
+    B1, B11 = rows(B, 0, k), _part(B, slice(0, k), slice(0, k))
+    top, left = rows(W, 0, k), columns(W, 0, k)
+    room = _workspace(W, k)
+    top.copy_(_solve(B11, top, room, left=True, upper=False, unit=True))
+    if m > k:
+        _add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
+    T = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    solve_triangular(B11, T, upper=True, left=False, out=T).tril_(-1)
+    _add_product_(top, rows(T, 0, k), B1, alpha=-1)
+    W.triu_()
+    left += T
+    _add_product_(left, columns(B, 0, k).tril(-1), rows(T, 0, k))
 
 
 # Batches of small matrices: blocks of width one, for which the solves are divisions and there is no inner problem.

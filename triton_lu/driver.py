@@ -49,7 +49,7 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     return out
 
 
-def _planned(name: str, X: Tensor) -> plan.Warp | plan.Tile | plan.Blocked:
+def _planned(name: str, X: Tensor) -> plan.Columns | plan.Warp | plan.Tile | plan.Blocked:
     m, n = X.shape[-2:]
     chosen = plan.kernel(name, m, n, X.dtype)
     if chosen is None:

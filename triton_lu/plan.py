@@ -34,35 +34,40 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     keep the rows of a block from falling into the same cache lines.
 
     Error over that of the formula solved with U first, which is what PyTorch computes, for Gaussian matrices in single
-    precision: 0.9 to 1.2 in one span of any width. In spans of 16 or 32 columns, faster for batches by up to 1.3, it
-    is 1.8 at n = 128 (complex64: 2.9), 2.6 at 256 (4.5). For n = 2048 in spans of 384 it is 6 (8), and the sweep 1.4
-    times as fast as in one, with two thirds of the flops.
+    precision: 0.9 to 1.2 in one span of any width. In spans of one block, faster by 1.3 to 1.4, it is 1.8 at n = 128
+    (complex64: 2.9), 2.6 at 256 (4.5), 4.5 at 1024 (6.5), 6.2 at 2048 (8.2): too much for single matrices in single
+    precision, until a span of all of a large one costs more than it saves; in double there are digits to spare earlier.
     """
     k = min(m, n)
     if batch >= 512 and max(m, n) <= 8:
         return Sweep(1, 1)
     block = default_block(batch, k)
     block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
-    if k > 1024:
-        return Sweep(block, max(384, block))
-    return Sweep(block, block if batch > 1 and k <= (128 if dtype.is_complex else 256) else k)
+    smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256
+    largest = 512 if dtype in (torch.float64, torch.complex128) else 1024
+    return Sweep(block, k if smallest < k <= largest else block)
 
 
 def default_block(batch: int, k: int) -> int:
     """The width of the blocks for k = min(m, n), where nothing has been calibrated."""
     if batch == 1:
         return k if k <= 128 else 96
-    return 16 if k <= 32 else 32 if k <= 256 else 96
+    return 32 if k <= 256 else 96
 
 
-def solve_by_rows(left: bool, dtype: torch.dtype) -> bool:
+def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> bool:
     """Whether a triangular solve in ATen takes its right-hand sides row by row, else column by column.
 
     For LAPACK, which knows columns only, that decides whether the triangle stands left or right of the unknown. On the
-    right it is up to three times faster in float32 and up to 1.2 times with complex numbers, on the left up to 1.3
-    times in float64 (oneMKL on an EPYC).
+    right it is up to three times faster in float32, but up to seven times slower for numbers of right-hand sides that
+    do not fill its vectors; up to 1.4 times faster with complex numbers. On the left it is up to four times faster in
+    float64 (oneMKL on an EPYC).
     """
-    return left != (dtype == torch.float64)
+    if dtype == torch.float32:
+        from_the_right = right_hand_sides % 16 == 0 or not 16 < right_hand_sides < 500
+    else:
+        from_the_right = dtype.is_complex
+    return left == from_the_right
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:
@@ -93,6 +98,18 @@ class Warp:
     """A kernel of the warp regime: one row of a matrix per lane, some matrices per program."""
 
     matrices: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
+
+    panel: columns whose steps share a loop; 1: the steps are unrolled.
+    """
+
+    matrices: int
+    panel: int
     num_warps: int
 
 
@@ -150,17 +167,22 @@ _BLOCKED = {
 }
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Blocked | None:
+def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Tile | Blocked | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
     64: 1.8 / 1.6 / 2.0 / 1.7;  128: 2.3 / 1.7 / 2.7 / 2.6, of the L2 cache, as if L1 served none of what is read again;
-    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.3 / 1.0 / 1.8, the last compiled in minutes: left to ATen.
+    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.1 / 1.7;  64: 2.2 / – / – / –.
+
+    Larger factorizations are ATen's. A kernel that deals the columns to 2 or 4 warps would take an estimated 332 µs for
+    4096 of 64×64 in float64, 4.1 times the traffic, and (unchecked) 1.1 ms for 4096 of 128×128 in float32, 7 times:
+    half the measured time of cuBLAS and of PyTorch's own kernel at 256×256, scaled by n³. That is no proof. Beyond
+    128×128 a panel has more rows than one warp's registers hold: another kernel again.
     """
     largest = max(m, n)
-    if name == "factor" and (largest > 32 or (largest > 16 and dtype == torch.complex128)):
-        return None
+    if name == "factor":
+        return _columns(largest, dtype)
     if largest > 128:
         return _BLOCKED[dtype] if largest < LIBRARY else None
     if largest > 32:
@@ -169,9 +191,6 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Block
         # One warp, and as many rows as its registers hold.
         rows = 32 if dtype == torch.float32 else 16
         return Tile(block=16, rows=rows, num_warps=2 if dtype == torch.complex128 else 1)
-    if name == "factor":
-        size = max(2, 1 << (largest - 1).bit_length())
-        return Warp(matrices=128 // size, num_warps=4)
     if largest > 16:
         return Warp(matrices=1, num_warps=1)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
@@ -179,6 +198,24 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Warp | Tile | Block
     if largest > 4:
         return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
+    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+
+    In complex128 at 32×32 unrolled steps are compiled in minutes, panels of 4 columns in 5 to 10 s. Both kernels with
+    panels have 255 registers per thread at most and spill none for sm_80, sm_90 and sm_100 (Triton 3.6 and 3.9).
+
+    In float32 an H100 takes an estimated 22 µs for 64 matrices of 64×64, 85 µs for 4096. cuBLAS has been measured at
+    109 µs for the 64, launch included, and at 33 ms for 4096 of 256×256: scaled by n³, 0.5 ms
+    (https://github.com/nikitaved/custom_lu_batched_kernel_bench).
+    """
+    if largest > 32:
+        return Columns(matrices=1, panel=8, num_warps=1) if largest <= 64 and dtype == torch.float32 else None
+    if largest > 16 and dtype == torch.complex128:
+        return Columns(matrices=1, panel=4, num_warps=1)
+    size = max(2, 1 << (largest - 1).bit_length())
+    return Columns(matrices=128 // size, panel=1, num_warps=4)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:

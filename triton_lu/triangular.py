@@ -25,7 +25,7 @@ def columns(Y: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _solve_square(T: Tensor, Y: Tensor, *, upper: bool, unit: bool) -> Tensor:
-    if plan.solve_by_rows(True, Y.dtype):
+    if plan.solve_by_rows(Y.dtype, Y.shape[-1], left=True):
         return solve_triangular(T.mT, Y.mT, upper=not upper, left=False, unitriangular=unit).mT
     return solve_triangular(T, Y, upper=upper, unitriangular=unit)
 

@@ -1,4 +1,4 @@
-"""LU of matrices of at most 32 rows and columns, with partial pivoting or none: one row per lane of a warp.
+"""LU of small matrices, with partial pivoting or none: rows over the lanes of a warp.
 
     P^T A = L U
 
@@ -11,7 +11,9 @@ Real and complex, any strides. As in LAPACK, a step exchanges its row with that 
 |im| over the complex numbers, the first one of equals, and does not divide by a pivot that is exactly zero.
 
 Grid: one axis, `MATRICES` matrices per program, each completed with zeros to N x N, N a power of two. No row moves
-before the end: a lane keeps its row and knows the position that the exchanges have given it. The last step gathers.
+before the end: a lane keeps its rows and knows the positions that the exchanges have given them. The last step gathers.
+
+The steps of `PANEL` columns share a loop, for the sake of compile time and registers; PANEL = 1 unrolls them all.
 
 A NaN counts as the largest modulus. Nothing passes from one matrix to another, and a matrix gets the same bits in any
 batch. A is read once, LU, pivots and infos are written once; nothing else is touched.
@@ -25,8 +27,8 @@ from . import field, launch, layout
 
 
 @triton.jit
-def find_pivot(modulus, position, row, STEP: tl.constexpr):
-    """Position and row of the largest modulus at positions from STEP on, of equals the first, brought to all lanes.
+def find_pivot(modulus, position, row, step, SHAPE: tl.constexpr):
+    """Position and row of the largest modulus at positions from `step` on, of equals the first, broadcast to SHAPE.
 
     The bits of a positive number, as an integer, are in its order. They are compared by words of 32 bits, for which a
     GPU has an instruction that finds the maximum over a warp.
@@ -37,31 +39,81 @@ def find_pivot(modulus, position, row, STEP: tl.constexpr):
         words = ((bits >> 32).to(tl.uint32), bits.to(tl.uint32))
     else:
         words = (modulus.to(tl.uint32, bitcast=True),)
-    largest = position >= STEP
+    largest = position >= step
     for i in tl.static_range(len(words)):
         largest &= words[i] == tl.max(tl.where(largest, words[i], 0), 1)[:, None]
     place = (position * N + row).to(tl.uint32)
-    first = tl.broadcast_to(tl.min(tl.where(largest, place, N * N), 1)[:, None], place.shape)
+    first = tl.broadcast_to(tl.min(tl.where(largest, place, N * N), 1)[:, None], SHAPE)
     return (first // N).to(tl.int32), (first % N).to(tl.int32)
 
 
 @triton.jit
-def eliminate(columns, pivot_row, below, STEP: tl.constexpr):
-    """One step: the rows `below` lose their entry in column STEP, where the multiplier takes its place.
+def find_column(columns, step, FIRST: tl.constexpr, PANEL: tl.constexpr):
+    """Column `step` of the panel from FIRST on."""
+    column = columns[FIRST]
+    for j in tl.static_range(FIRST + 1, FIRST + PANEL):
+        column = field.where(step == j, columns[j], column)
+    return column
+
+
+@triton.jit
+def eliminate(columns, column, pivot_row, below, step, FIRST: tl.constexpr, PANEL: tl.constexpr):
+    """One step: the rows `below` lose their entry in `column`, where the multiplier takes its place.
 
     Also returns the pivot.
     """
-    column = columns[STEP]
     zero = field.constant_like(column, 0.0)
     pivot = field.gather(column, pivot_row)
     divisor = field.where(field.is_zero(pivot), field.constant_like(column, 1.0), pivot)
     multiplier = field.where(below, field.divide(column, divisor), zero)
-    result = columns[:STEP]
-    result += (field.where(below, multiplier, column),)
+    eliminated = field.where(below, multiplier, column)
     negated = field.negate(multiplier)
-    for j in tl.static_range(STEP + 1, len(columns)):
+    result = columns[:FIRST]
+    if PANEL == 1:
+        result += (eliminated,)
+    else:
+        for j in tl.static_range(FIRST, FIRST + PANEL):
+            updated = field.multiply_add(negated, field.gather(columns[j], pivot_row), columns[j])
+            result += (field.where(j > step, updated, field.where(j == step, eliminated, columns[j])),)
+    for j in tl.static_range(FIRST + PANEL, len(columns)):
         result += (field.multiply_add(negated, field.gather(columns[j], pivot_row), columns[j]),)
     return result, pivot
+
+
+@triton.jit
+def advance(
+    columns,
+    position,
+    order,
+    pivots,
+    first_zero,
+    shape,
+    step,
+    FIRST: tl.constexpr,
+    PANEL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    PIVOT: tl.constexpr,
+):
+    """One step, in the panel from FIRST on: exchanges rows and eliminates."""
+    N: tl.constexpr = position.shape[1]
+    row = tl.broadcast_to(tl.arange(0, N)[None, :], position.shape)
+    # Fastest to compile is one index for each row. With more rows than lanes, though, each would be another shuffle.
+    SHAPE: tl.constexpr = (position.shape[0], N if N <= 32 else 1)
+    column = find_column(columns, step, FIRST, PANEL)
+    pivot_row = tl.full(SHAPE, 0, tl.int32) + step
+    if PIVOT:
+        modulus = field.modulus(column)
+        if RAGGED:
+            # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
+            modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
+        pivot_position, pivot_row = find_pivot(modulus, position, row, step, SHAPE)
+        pivots = tl.where(row == step, pivot_position, pivots)
+        order = tl.where(row == step, pivot_row, order)
+        displaced = tl.where(position == step, pivot_position, position)
+        position = tl.where(row == pivot_row, step, displaced)
+    columns, pivot = eliminate(columns, column, pivot_row, position > step, step, FIRST, PANEL)
+    first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
+    return columns, position, order, pivots, first_zero
 
 
 @triton.jit
@@ -78,6 +130,7 @@ def factor_kernel(
     batch_size,
     N: tl.constexpr,
     MATRICES: tl.constexpr,
+    PANEL: tl.constexpr,
     COMPONENTS: tl.constexpr,
     LU_BY_COLUMN: tl.constexpr,
     A_BY_COLUMN: tl.constexpr,
@@ -94,20 +147,18 @@ def factor_kernel(
     order = row
     pivots = row
     first_zero = tl.full((MATRICES, N), N, tl.int32)
-    for step in tl.static_range(N):
-        pivot_row = tl.full((MATRICES, N), step, tl.int32)
-        if PIVOT:
-            modulus = field.modulus(columns[step])
-            if RAGGED:
-                # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
-                modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
-            pivot_position, pivot_row = find_pivot(modulus, position, row, step)
-            pivots = tl.where(row == step, pivot_position, pivots)
-            order = tl.where(row == step, pivot_row, order)
-            displaced = tl.where(position == step, pivot_position, position)
-            position = tl.where(row == pivot_row, step, displaced)
-        columns, pivot = eliminate(columns, pivot_row, position > step, step)
-        first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
+    for FIRST in tl.static_range(0, N, PANEL):
+        if PANEL == 1:
+            columns, position, order, pivots, first_zero = advance(
+                columns, position, order, pivots, first_zero, shape, FIRST, FIRST, PANEL, RAGGED, PIVOT
+            )
+        else:
+            # In each step a row finds its place, also after the last column.
+            end = tl.minimum(FIRST + PANEL, shape[0])
+            for step in range(FIRST, end):
+                columns, position, order, pivots, first_zero = advance(
+                    columns, position, order, pivots, first_zero, shape, step, FIRST, PANEL, RAGGED, PIVOT
+                )
 
     if PIVOT:
         ordered = ()
@@ -123,13 +174,13 @@ def factor_kernel(
     tl.store(infos_ptr + batch[:, None] * infos_strides[0] + row * 0, infos, batch_mask[:, None] & (row == 0))
 
 
-def factor(LU, pivots, infos, A, *, pivot, matrices, num_warps):
+def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
     """Writes the packed factors of A to `LU`, with partial pivoting if `pivot`, and LAPACK's `pivots` and `infos`.
 
-    `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32; `pivots`
+    `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 64; `pivots`
     is [batch, min(m, n)] int32, `infos` [batch] int32. Any strides, an expanded A too; the results overlap nothing.
-    `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes. Nothing is validated
-    here, and nothing launched for an empty batch.
+    `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes; `panel` divides
+    the least power of two that holds m and n. Nothing is validated here, and nothing launched for an empty batch.
     """
     batch_size, m, n = A.shape
     if batch_size == 0:
@@ -150,6 +201,7 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, num_warps):
         batch_size,
         N=N,
         MATRICES=matrices,
+        PANEL=panel,
         COMPONENTS=2 if A.is_complex() else 1,
         LU_BY_COLUMN=launch.by_column(LU),
         A_BY_COLUMN=launch.by_column(A),

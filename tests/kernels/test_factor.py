@@ -1,4 +1,6 @@
-"""The factorization kernel for at most 32 rows and columns, under Triton's interpreter."""
+"""The factorization kernel, under Triton's interpreter."""
+
+from dataclasses import asdict
 
 import pytest
 import reference
@@ -7,11 +9,13 @@ from layouts import by_column, by_matrix, by_row, sliced
 from matrices import REGULAR, ZOO
 from triton_lu_kernels import factor
 
-from triton_lu import aten
+from triton_lu import aten, plan
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
+PANELS = [((20, 20), torch.complex128), ((18, 21), torch.complex128), ((10, 35), torch.float32)]
+"""Sizes whose kernels loop over the columns of panels, the last ones beyond the matrix or partly so."""
 FINITE = [name for name in ZOO if name not in ("containing_nan", "containing_inf")]
 RESIDUAL_IN_EPS = 10.0
 """Accepted |P^T A - L U| at size n, entry by entry, in units of n eps |L| |U|."""
@@ -30,9 +34,11 @@ def outputs(A, layout=by_column):
 
 
 def run(A, out=None, *, pivot=True, matrices=4):
-    """The kernel's LU, pivots and infos."""
+    """LU, pivots and infos of the kernel that is planned, but for the number of matrices per program."""
     out = outputs(A) if out is None else out
-    factor.factor(*out, A, pivot=pivot, matrices=matrices, num_warps=1)
+    options = asdict(plan.kernel("factor", *A.shape[1:], A.dtype))
+    options |= {"matrices": matrices, "num_warps": 1}
+    factor.factor(*out, A, pivot=pivot, **options)
     return out
 
 
@@ -93,6 +99,12 @@ def test_large_shapes(shape, dtype):
     assert_agrees(A, run(A))
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (5, 64), (33, 47), (40, 3)], ids=str)
+def test_larger_shapes(shape):
+    A = torch.randn(2, *shape)
+    assert_agrees(A, run(A, matrices=2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
 def test_largest_shape_in_the_other_dtypes(dtype):
     A = torch.randn(2, 32, 32, dtype=dtype)
@@ -151,6 +163,33 @@ def test_without_pivoting(shape, dtype):
     torch.testing.assert_close(results[0], expected[0], rtol=1e-4, atol=1e3 * torch.finfo(dtype).eps)
     assert torch.equal(results[1], expected[1])
     assert torch.equal(results[2], expected[2])
+
+
+@pytest.mark.parametrize(("shape", "dtype"), PANELS, ids=str)
+def test_panels(shape, dtype):
+    """Other strides, an expanded matrix, another batch, a NaN beside it, and no pivoting where none is needed."""
+    A = torch.randn(3, *shape, dtype=dtype)
+    expected = run(A)
+    dirty = by_matrix(A)
+    dirty[1, 2, 1] = torch.nan
+    assert_same([x[[0, 2]] for x in run(dirty)], [x[[0, 2]] for x in expected])
+    assert_same(run(A[2:].expand(2, -1, -1), matrices=1), [x[[2, 2]] for x in expected])
+    A += 8 * max(shape) * torch.eye(*shape, dtype=dtype)
+    assert_same(run(A, pivot=False), run(A))
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [*PANELS, ((40, 35), torch.float32)], ids=str)
+def test_zoo_in_panels(shape, dtype):
+    """Ties and zero pivots as in LAPACK, where the computation is exact; small residuals."""
+    exact = ["zero", "constant", "permutation", "wilkinson", "triangular"]
+    A = batch_of([*exact, "graded_rows", "singular", "denormal"], *shape, dtype)
+    A[2, 5] = A[2, :, 6] = 0
+    LU, pivots, infos = run(A, matrices=8)
+    assert LU.isfinite().all()
+    assert_factors(A, LU, pivots, infos)
+    expected = torch.linalg.lu_factor_ex(A[: len(exact)])
+    assert torch.equal(pivots[: len(exact)], expected.pivots)
+    assert torch.equal(infos[: len(exact)], expected.info)
 
 
 @pytest.mark.parametrize("pivot", [True, False])
