@@ -36,7 +36,7 @@ except ImportError:
     ptxrun = None
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
-SIZES = (4, 8, 16, 32, 64, 128)
+SIZES = (4, 8, 16, 32, 64, 128, 256)
 BANDWIDTH = {"H100": 3.352e12, "A100": 2.039e12}  # of DRAM, bytes per second
 
 # The estimated time over that of the fewest bytes at which a kernel counts as done (H100), by largest size and dtype.
@@ -122,7 +122,7 @@ def resources(kernel: Any) -> dict[str, int]:
 def static(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, object]:
     with compiling(target) as kernels, triton_lu.backend("triton"):
         problem(name, n, dtype, 2)()
-    each = [resources(kernel) for kernel in kernels]
+    each = [resources(kernel) for kernel in {kernel.hash: kernel for kernel in kernels}.values()]
     return {
         "launches": len(kernels),
         "registers": max(r["registers"] for r in each),
@@ -133,11 +133,13 @@ def static(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, obje
 
 
 def dynamic(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, object]:
-    """Counts per matrix, and estimates for as many matrices as fill the GPU several times."""
+    """Counts per matrix, and estimates for as many matrices as fill the GPU several times, or 64 if they are large."""
     if ptxrun is None:
         return {}
-    batch = max(1024, 2**22 // n**2)
-    with ptxrun.device(target=target, sample=4, check=False) as reports, triton_lu.backend("triton"):
+    batch = max(1024, 2**22 // n**2) if n <= 128 else 64
+    options = {"target": target, "sample": 4, "check": False}
+    options["raise_errors"] = n <= 128  # later launches read what programs of earlier ones were to write
+    with ptxrun.device(**options) as reports, triton_lu.backend("triton"):
         problem(name, n, dtype, batch)()
     bytes_needed, flops_needed = fewest_bytes(name, n, dtype), fewest_flops(name, n, dtype)
     traffic = [kind for report in reports for kind in report.global_memory.values()]

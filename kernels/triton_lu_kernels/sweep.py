@@ -23,6 +23,8 @@ for each J `tiles_kernel` one for every tile of BLOCK rows of X21 or columns of 
 Tiles of X12 are computed by the code of X21, on transposed matrices. The products that X11 needs are summed by tile:
 `tiles_kernel` leaves each tile's part in `sums`, where jvp adds up those for all later diagonal blocks. What one launch
 has written, rows of X in their places in P X, the next reads. Every sum has one order, and none crosses matrices.
+
+With `disable_licm` addresses are computed where they are used: moved out of the loops, they spill.
 """
 
 import torch
@@ -102,7 +104,7 @@ def _invert_rows(
     Y = (unit,)
     if len(inverse) == 2:
         Y += (tl.zeros_like(unit),)
-    for c in range(0, i, 16):
+    for c in tl.range(0, i, 16, disable_licm=True):
         T = _load(LU, J + i, J + c, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, not TRANSPOSED)
         solved = _load(inverses, first + c, 0, 16, BLOCK, COMPONENTS, False, False, False)
         Y = field.subtract(Y, field.dot(T, solved, PRECISION))
@@ -146,7 +148,7 @@ def prepare_kernel(
         J = task * BLOCK
         LU = (LU_ptr, LU_strides, shape, batch)
         inverses = (inverses_ptr, inverses_strides, shape, batch)
-        for i in range(0, BLOCK, 16):
+        for i in tl.range(0, BLOCK, 16, disable_licm=True):
             B = blocks.load(
                 LU_ptr, LU_strides, shape, batch, J + i, J + i, COMPONENTS, LU_BY_COLUMN, RAGGED, DIAGONAL=1.0
             )
@@ -198,7 +200,7 @@ def _vjp_tile(
     end = out[2][0] if TRANSPOSED else out[2][1]
     places = _places(order, J if TRANSPOSED else i, BLOCK)
     D = field.zeros((BLOCK, BLOCK), G[0].dtype.element_ty, COMPONENTS)
-    for c in range(J + BLOCK, end, TERMS):
+    for c in tl.range(J + BLOCK, end, TERMS, disable_licm=True):
         source = _places(order, c, TERMS) if TRANSPOSED else places
         S = _load(out, i, c, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
         U12 = _load(LU, J, c, BLOCK, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
@@ -235,7 +237,7 @@ def _jvp_tile(
     """Rows i.. of dL21, and their part of the sum for the block of the diagonal in their rows; or the same on
     transposed matrices."""
     D = field.zeros((BLOCK, BLOCK), E[0].dtype.element_ty, COMPONENTS)
-    for c in range(0, J, TERMS):
+    for c in tl.range(0, J, TERMS, disable_licm=True):
         dL = _load(out, i, c, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
         U = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
         D = field.add(D, field.dot(dL, U, PRECISION))
@@ -386,7 +388,7 @@ def tiles_kernel(
 def _sum(sums, first, end, BLOCK: tl.constexpr, COMPONENTS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """The sum of the blocks of `sums` for the tiles from `first` to `end`."""
     D = field.zeros((BLOCK, BLOCK), sums[0].dtype.element_ty, COMPONENTS)
-    for i in range(first, end, BLOCK):
+    for i in tl.range(first, end, BLOCK, disable_licm=True):
         row = _sum_row(sums[2], i, BLOCK, TRANSPOSED)
         D = field.add(D, _load(sums, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False))
     return layout.transpose(D) if TRANSPOSED else D

@@ -1,11 +1,12 @@
-"""The backward of LU and its forward mode for matrices of 33 to 128 rows or columns: a sweep over blocks of 16.
+"""The backward of LU and its forward mode for matrices of 33 to 128 rows or columns: a sweep over the diagonal.
 
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
 
 Arguments and completion are those of `warp`. Grid: one axis, one matrix per program.
 
-For every diagonal block J, with R the rows and columns after it and S = X[R, R], vjp goes from the last to the first:
+For every diagonal block J, 16 or 32 wide, with R the rows and columns after it and S = X[R, R], vjp goes from the last
+to the first:
 
     X21 = (G21 - S U12^H) U11^-H                    X12^T = (G12^T - S^T conj(L21)) conj(L11^-1)
     X11 = vjp(G11 - tril(X12 U12^H, -1) - triu(L21^H X21))
@@ -23,7 +24,9 @@ are put as they are found. Until a diagonal block is found, its place holds L11^
 of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
 
 What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
-time, and nothing kept in registers that can be read again. (Two warps: an estimated 1.9 times as long in float32.)
+time, and nothing kept in registers that can be read again. (Two warps: an estimated 1.9 times as long in float32.) With
+blocks of 32 addresses are computed again too, by `disable_licm`; with blocks of 16 that takes 5% longer.
+In float64 above n = 64 the L2 cache is the limit: blocks of 32 read S half as often, and have work for two warps.
 """
 
 import torch
@@ -81,28 +84,49 @@ def _rows(order, first, ROWS: tl.constexpr):
 def _opaque(index, shape):
     """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it.
 
-    With it the kernel of jvp spills 400 bytes less in float64, and 1,100 in complex64.
+    With it the kernel of jvp spills 160 bytes less in float64, and 620 in complex64.
     """
     return tl.multiple_of(index | (shape[0] >> 31), 16)
 
 
 @triton.jit
-def _store_inverses(out, LU, order):
+def _store_inverses(out, LU, order, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`."""
     shape = out[2]
-    for first in range(0, tl.minimum(shape[0], shape[1]), 16):
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=BLOCK == 32):
         J = _opaque(first, shape)
         L_inverse, U_inverse = blocks.inverse(_load(LU, J, J, 16, 16, DIAGONAL=1.0))
         _store(
             out, blocks.merge(L_inverse, U_inverse), J, J, destination=None if order is None else _rows(order, J, 16)
         )
     tl.debug_barrier()
+    if BLOCK == 32:
+        _join_inverses(out, LU, order, PRECISION)
 
 
 @triton.jit
-def _load_inverse(out, J, order, TRANSPOSED: tl.constexpr):
+def _join_inverses(out, LU, order, PRECISION: tl.constexpr):
+    """Completes the inverses of blocks of 16 to those of blocks of 32: for U they lack -U11^-1 U12 U22^-1."""
+    shape = out[2]
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 32, disable_licm=True):
+        J = _opaque(first, shape)
+        top = None if order is None else _rows(order, J, 16)
+        bottom = None if order is None else _rows(order, J + 16, 16)
+        inverse11 = _load(out, J, J, 16, 16, DIAGONAL=1.0, source=top)
+        inverse22 = _load(out, J + 16, J + 16, 16, 16, DIAGONAL=1.0, source=bottom)
+        upper = field.dot(_load(LU, J, J + 16, 16, 16), blocks.upper(inverse22), PRECISION)
+        upper = field.dot(blocks.upper(inverse11), upper, PRECISION)
+        _store(out, field.negate(upper), J, J + 16, destination=top)
+        lower = field.dot(_load(LU, J + 16, J, 16, 16), blocks.unit_lower(inverse11), PRECISION)
+        lower = field.dot(blocks.unit_lower(inverse22), lower, PRECISION)
+        _store(out, field.negate(lower), J + 16, J, destination=bottom)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _load_inverse(out, J, order, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
     """U^-1 of a diagonal block, or L^-T."""
-    packed = _load(out, J, J, 16, 16, DIAGONAL=1.0, source=None if order is None else _rows(order, J, 16))
+    packed = _load(out, J, J, BLOCK, BLOCK, DIAGONAL=1.0, source=None if order is None else _rows(order, J, BLOCK))
     if TRANSPOSED:
         return layout.transpose(blocks.unit_lower(packed))
     else:
@@ -110,47 +134,61 @@ def _load_inverse(out, J, order, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _vjp_side(out, LU, G, destination, J, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
-    """Finds X21; returns L21^H X21."""
+def _vjp_side(
+    out,
+    LU,
+    G,
+    destination,
+    W11,
+    J,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Finds X21; returns W11 - triu(L21^H X21), W11 - tril(X12 U12^H, -1) of transposed matrices."""
     shape = out[2]
     size = tl.maximum(shape[0], shape[1])
-    R = J + 16
-    product = field.zeros((16, 16), out[0].dtype.element_ty, out[4])
-    for first_row in range(R, size, ROWS):
+    R = J + BLOCK
+    for first_row in tl.range(R, size, ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first_row, shape)
-        W = _load(G, i, J, ROWS, 16, TRANSPOSED)
+        W = _load(G, i, J, ROWS, BLOCK, TRANSPOSED)
         total = field.constant_like(W, 0.0)
-        rows = _rows(destination, J, 16) if TRANSPOSED else _rows(destination, i, ROWS)
-        for first_col in range(R, size, 16):
+        rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
+        for first_col in tl.range(R, size, 16, disable_licm=BLOCK == 32):
             c = _opaque(first_col, shape)
             source = _rows(destination, c, 16) if TRANSPOSED else rows
             S = _load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
-            U12 = _load(LU, J, c, 16, 16, TRANSPOSED)
+            U12 = _load(LU, J, c, BLOCK, 16, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12), PRECISION))
-        U_inverse = _load_inverse(out, J, destination, TRANSPOSED)
+        U_inverse = _load_inverse(out, J, destination, BLOCK, TRANSPOSED)
         X21 = field.dot(field.subtract(W, total), blocks.adjoint(U_inverse), PRECISION)
         _store(out, X21, i, J, TRANSPOSED, rows)
-        L21 = _load(LU, i, J, ROWS, 16, TRANSPOSED)
-        product = field.add(product, field.dot(blocks.adjoint(L21), X21, PRECISION))
-    return product
+        L21 = _load(LU, i, J, ROWS, BLOCK, TRANSPOSED)
+        product = field.dot(blocks.adjoint(L21), X21, PRECISION)
+        if TRANSPOSED:
+            W11 = field.subtract(W11, blocks.strictly_lower(layout.transpose(product)))
+        else:
+            W11 = field.subtract(W11, blocks.upper(product))
+    return W11
 
 
 @triton.jit
-def _vjp(out, LU, G, destination, ROWS: tl.constexpr, PRECISION: tl.constexpr):
+def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
     shape = out[2]
-    _store_inverses(out, LU, destination)
-    steps = tl.cdiv(tl.minimum(shape[0], shape[1]), 16)
-    for step in range(steps):
-        J = _opaque((steps - 1 - step) * 16, shape)
-        upper = _vjp_side(out, LU, G, destination, J, ROWS, False, PRECISION)
-        lower = layout.transpose(_vjp_side(out, LU, G, destination, J, ROWS, True, PRECISION))
-        W11 = field.subtract(_load(G, J, J, 16, 16), blocks.merge(lower, upper))
-        B11 = _load(LU, J, J, 16, 16, DIAGONAL=1.0)
-        U_inverse = _load_inverse(out, J, destination, False)
-        L_inverse = layout.transpose(_load_inverse(out, J, destination, True))
+    _store_inverses(out, LU, destination, BLOCK, PRECISION)
+    steps = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
+    for step in tl.range(steps, disable_licm=BLOCK == 32):
+        J = _opaque((steps - 1 - step) * BLOCK, shape)
+        W11 = _load(G, J, J, BLOCK, BLOCK)
+        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, False, PRECISION)
+        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, True, PRECISION)
+        B11 = _load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+        U_inverse = _load_inverse(out, J, destination, BLOCK, False)
+        L_inverse = layout.transpose(_load_inverse(out, J, destination, BLOCK, True))
         X11 = blocks.vjp(B11, L_inverse, U_inverse, W11, PRECISION)
         tl.debug_barrier()
-        _store(out, X11, J, J, destination=_rows(destination, J, 16))
+        _store(out, X11, J, J, destination=_rows(destination, J, BLOCK))
         tl.debug_barrier()
 
 
@@ -166,6 +204,7 @@ def vjp_tile_kernel(
     G_strides,
     shape,
     N: tl.constexpr,
+    BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     OUT_BY_COLUMN: tl.constexpr,
@@ -180,55 +219,69 @@ def vjp_tile_kernel(
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN),
         (G_ptr, G_strides, shape, batch, COMPONENTS, IN_BY_COLUMN),
         order,
+        BLOCK,
         ROWS,
         PRECISION,
     )
 
 
 @triton.jit
-def _jvp_remainder(out, LU, E, source, i, J, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
+def _jvp_remainder(
+    out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr
+):
     """dA - dL20 U01 - L20 dU01, at (i, J)."""
-    rows = _rows(source, J, 16) if TRANSPOSED else _rows(source, i, ROWS)
-    W = _load(E, i, J, ROWS, 16, TRANSPOSED, source=rows)
+    rows = _rows(source, J, BLOCK) if TRANSPOSED else _rows(source, i, ROWS)
+    W = _load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
     total = field.constant_like(W, 0.0)
-    for first in range(0, J, 16):
+    for first in tl.range(0, J, 16, disable_licm=BLOCK == 32):
         c = _opaque(first, out[2])
         dL = _load(out, i, c, ROWS, 16, TRANSPOSED)
-        U = _load(LU, c, J, 16, 16, TRANSPOSED)
+        U = _load(LU, c, J, 16, BLOCK, TRANSPOSED)
         total = field.add(total, field.dot(dL, U, PRECISION))
         L = _load(LU, i, c, ROWS, 16, TRANSPOSED)
-        dU = _load(out, c, J, 16, 16, TRANSPOSED)
+        dU = _load(out, c, J, 16, BLOCK, TRANSPOSED)
         total = field.add(total, field.dot(L, dU, PRECISION))
     return field.subtract(W, total)
 
 
 @triton.jit
-def _jvp_side(out, LU, E, source, dU11, J, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr):
+def _jvp_side(
+    out,
+    LU,
+    E,
+    source,
+    dU11,
+    J,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Finds dL21."""
     shape = out[2]
-    for first in range(J + 16, shape[1] if TRANSPOSED else shape[0], ROWS):
+    for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first, shape)
-        W = _jvp_remainder(out, LU, E, source, i, J, ROWS, TRANSPOSED, PRECISION)
-        W = field.subtract(W, field.dot(_load(LU, i, J, ROWS, 16, TRANSPOSED), dU11, PRECISION))
-        U_inverse = _load_inverse(out, J, None, TRANSPOSED)
+        W = _jvp_remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED, PRECISION)
+        W = field.subtract(W, field.dot(_load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11, PRECISION))
+        U_inverse = _load_inverse(out, J, None, BLOCK, TRANSPOSED)
         _store(out, field.dot(W, U_inverse, PRECISION), i, J, TRANSPOSED)
 
 
 @triton.jit
-def _jvp(out, LU, E, source, ROWS: tl.constexpr, PRECISION: tl.constexpr):
+def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
     shape = out[2]
-    _store_inverses(out, LU, None)
-    for first in range(0, tl.minimum(shape[0], shape[1]), 16):
+    _store_inverses(out, LU, None, BLOCK, PRECISION)
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=BLOCK == 32):
         J = _opaque(first, shape)
-        W11 = _jvp_remainder(out, LU, E, source, J, J, 16, False, PRECISION)
-        B11 = _load(LU, J, J, 16, 16, DIAGONAL=1.0)
-        U_inverse = _load_inverse(out, J, None, False)
-        L_inverse = layout.transpose(_load_inverse(out, J, None, True))
+        W11 = _jvp_remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False, PRECISION)
+        B11 = _load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+        U_inverse = _load_inverse(out, J, None, BLOCK, False)
+        L_inverse = layout.transpose(_load_inverse(out, J, None, BLOCK, True))
         dB11 = blocks.jvp(B11, L_inverse, U_inverse, W11, PRECISION)
         dU11 = blocks.upper(dB11)
         dL11 = blocks.strictly_lower(dB11)
-        _jvp_side(out, LU, E, source, dU11, J, ROWS, False, PRECISION)
-        _jvp_side(out, LU, E, source, layout.transpose(dL11), J, ROWS, True, PRECISION)
+        _jvp_side(out, LU, E, source, dU11, J, BLOCK, ROWS, False, PRECISION)
+        _jvp_side(out, LU, E, source, layout.transpose(dL11), J, BLOCK, ROWS, True, PRECISION)
         tl.debug_barrier()
         _store(out, dB11, J, J)
         tl.debug_barrier()
@@ -246,6 +299,7 @@ def jvp_tile_kernel(
     E_strides,
     shape,
     N: tl.constexpr,
+    BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     COMPONENTS: tl.constexpr,
     OUT_BY_COLUMN: tl.constexpr,
@@ -260,22 +314,23 @@ def jvp_tile_kernel(
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN),
         (E_ptr, E_strides, shape, batch, COMPONENTS, IN_BY_COLUMN),
         order,
+        BLOCK,
         ROWS,
         PRECISION,
     )
 
 
-def vjp(out, LU, pivots, G, *, rows, num_warps):
-    """`warp.vjp` for m or n from 33 to 128, with `rows`, 16 or 32, taken at a time."""
-    _launch(vjp_tile_kernel, out, LU, pivots, G, rows, num_warps)
+def vjp(out, LU, pivots, G, *, block, rows, num_warps):
+    """`warp.vjp` for m or n from 33 to 128, with diagonal blocks of `block`, `rows` taken at a time: each 16 or 32."""
+    _launch(vjp_tile_kernel, out, LU, pivots, G, block, rows, num_warps)
 
 
-def jvp(out, LU, pivots, E, *, rows, num_warps):
-    """`warp.jvp` for m or n from 33 to 128, with `rows`, 16 or 32, taken at a time."""
-    _launch(jvp_tile_kernel, out, LU, pivots, E, rows, num_warps)
+def jvp(out, LU, pivots, E, *, block, rows, num_warps):
+    """`warp.jvp` for m or n from 33 to 128, with diagonal blocks of `block`, `rows` taken at a time: each 16 or 32."""
+    _launch(jvp_tile_kernel, out, LU, pivots, E, block, rows, num_warps)
 
 
-def _launch(kernel, out, LU, pivots, x, rows, num_warps):
+def _launch(kernel, out, LU, pivots, x, block, rows, num_warps):
     if out.numel() == 0:
         return
     N = triton.next_power_of_2(max(out.shape[1:]))
@@ -283,4 +338,4 @@ def _launch(kernel, out, LU, pivots, x, rows, num_warps):
     del constants["RAGGED"]  # the kernels test every access
     precision = "tf32x3" if out.dtype in (torch.float32, torch.complex64) else "ieee"
     options = {"num_warps": num_warps, "num_stages": 1}
-    kernel[out.shape[:1]](*args, N=N, ROWS=rows, **constants, PRECISION=precision, **options)
+    kernel[out.shape[:1]](*args, N=N, BLOCK=block, ROWS=rows, **constants, PRECISION=precision, **options)

@@ -32,13 +32,15 @@ PLANS = [
     ((32, 32), torch.float32, 1, 1),
     ((20, 31), torch.float64, 1, 1),
 ]
-# (m, n), dtype, rows at a time, warps per program
+# (m, n), dtype, width of the diagonal blocks, rows at a time, warps per program
 TILES = [
-    ((40, 40), torch.complex128, 16, 2),
-    ((64, 64), torch.float32, 32, 1),
-    ((100, 36), torch.float64, 16, 1),
-    ((36, 100), torch.complex64, 16, 1),
-    ((128, 128), torch.float32, 32, 1),
+    ((40, 40), torch.complex128, 16, 16, 2),
+    ((64, 64), torch.float32, 16, 32, 1),
+    ((40, 36), torch.float64, 16, 16, 1),
+    ((100, 36), torch.float64, 32, 32, 2),
+    ((36, 100), torch.complex64, 16, 16, 1),
+    ((128, 128), torch.float32, 16, 32, 1),
+    ((128, 128), torch.float64, 32, 32, 2),
 ]
 FULL_PLANS = [plan for plan in PLANS if plan[0][0] == plan[0][1] > 1]
 
@@ -51,13 +53,13 @@ def problem(batch, shape, dtype, kinds=("gaussian",)):
     return by_column(LU), pivots, torch.randn(batch, *shape, dtype=dtype, generator=generator)
 
 
-def run(name, LU, pivots, X, out=None, *, matrices=None, rows=None, num_warps, **options):
+def run(name, LU, pivots, X, out=None, *, matrices=None, block=16, rows=None, num_warps, **options):
     """The result, in an output that held NaN before, and the report of the one launch."""
     out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
     out.fill_(torch.nan)
     with ptxrun.device(**options) as reports:
         if rows:
-            getattr(tile, name)(out, LU, pivots, X, rows=rows, num_warps=num_warps)
+            getattr(tile, name)(out, LU, pivots, X, block=block, rows=rows, num_warps=num_warps)
         else:
             getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=num_warps)
     (report,) = reports
@@ -92,9 +94,9 @@ def test_correct_under_every_schedule(name, plan, target):
 @pytest.mark.parametrize("plan", TILES, ids=str)
 def test_tiles(name, plan, target):
     """Correct, under every schedule of the warps, and the same for a matrix alone as in a batch."""
-    shape, dtype, rows, num_warps = plan
+    shape, dtype, block, rows, num_warps = plan
     LU, pivots, X = args = problem(2, shape, dtype)
-    options = {"rows": rows, "num_warps": num_warps, "target": target, "explicit_barriers": True}
+    options = {"block": block, "rows": rows, "num_warps": num_warps, "target": target, "explicit_barriers": True}
     expected, report = run(name, *args, **options)
     assert not report.errors
     assert not report.warnings

@@ -37,7 +37,8 @@ def run(name, LU, pivots, X, out=None, matrices=2):
         out = torch.empty(X.shape, dtype=X.dtype)
     out.fill_(torch.nan)
     if max(X.shape[1:]) > 32:
-        getattr(tile, name)(out, LU, pivots, X, rows=32 if X.dtype == torch.float32 else 16, num_warps=1)
+        block, rows = {torch.float32: (16, 32), torch.float64: (32, 32)}.get(X.dtype, (16, 16))
+        getattr(tile, name)(out, LU, pivots, X, block=block, rows=rows, num_warps=1)
     else:
         getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=1)
     return out
