@@ -120,9 +120,9 @@ class Tile:
     """A kernel of the tile regime: one matrix per program, diagonal blocks of that width, that many rows at a time.
 
     In float64 blocks of 32 read less than blocks of 16: an estimated 1.7 times the time of the memory traffic instead
-    of 2.6 at n = 128, with 220 bytes of spill stores in vjp, all of them where the inverses are found, and 312 in jvp
-    (blocks of 16: 152 and 144). At 64 it is 1.4 instead of 1.6: not taken. In float32 and complex64 two warps take 2.3
-    and 3.2 at n = 128 (vjp), and one warp, in float32, has a stack of 936 bytes.
+    of 2.6 at n = 128, with a stack of 184 bytes in vjp, used where the inverses are found, and of 248 in jvp (blocks of
+    16: 160 and 144). At 64 it is 1.4 instead of 1.6: not taken. In float32 and complex64 two warps take 2.3 and 3.2 at
+    n = 128 (vjp), and one warp, in float32, has a stack of 936 bytes.
     """
 
     block: int
@@ -137,19 +137,20 @@ class Blocked:
     block: width of the diagonal blocks and of the tiles.
     terms: sums load their factors in pieces of so many terms.
 
-    Estimates for 64 matrices of 256×256 on an H100, registers per thread and bytes spilled (sm_90) of the kernels of
+    Estimates for 64 matrices of 256×256 on an H100, registers per thread and bytes of stack (sm_90) of the kernels of
     tiles and of diagonal blocks; the sum of the times of all launches, without what lies between them, and their
     number; and the time of the fewest bytes:
 
                     vjp                                     jvp
-        float32     191, 0   255, 0      73 µs /  8         250, 0      255, 68      76 µs /  8         15 µs
-        float64     255, 28  255, 568   104 µs /  8         255, 704    255, 612    119 µs /  8         30 µs
-        complex64   255, 668 255, 232   264 µs / 16         255, 2584   255, 292    252 µs / 16         30 µs
-        complex128  255, 80  255, 480   287 µs / 16         255, 176    255, 124    324 µs / 16         60 µs
+        float32     200, 0   255, 0      73 µs /  8         239, 0      255, 80      77 µs /  8         15 µs
+        float64     255, 40  255, 584   104 µs /  8         255, 528    255, 472    118 µs /  8         30 µs
+        complex64   255, 344 255, 312   204 µs / 16         255, 1056   255, 312    227 µs / 16         30 µs
+        complex128  255, 32  255, 504   296 µs / 16         255, 128    255, 120    325 µs / 16         60 µs
 
     Latency limits the launches with few programs, shared memory and L2 the others. Blocks of half the width in float32
-    and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. For sm_80, whose
-    products keep their factors in registers, float32 spills 608 and 800 bytes in vjp, 3508 and 1384 in jvp.
+    and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. In complex64 four warps
+    take 264 and 252 µs. For sm_80, whose
+    products keep their factors in registers, float32 has stacks of 392 and 696 bytes in vjp, 1320 and 1152 in jvp.
 
     ATen has about 20 launches per block. From LIBRARY on there are enough of them for its products to fill a GPU: a
     single matrix of 2048 is a chain of about 3.6 million cycles in these kernels, 640 launches in ATen's, and the one
@@ -175,7 +176,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Ti
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
     64: 1.8 / 1.6 / 2.0 / 1.7;  128: 2.3 / 1.7 / 2.7 / 2.6, of the L2 cache, as if L1 served none of what is read again;
-    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.1 / 1.7;  64: 2.2 / – / – / –.
+    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.2 / 1.7;  64: 2.2 / – / – / –.
 
     Larger factorizations are ATen's. A kernel that deals the columns to 2 or 4 warps would take an estimated 332 µs for
     4096 of 64×64 in float64, 4.1 times the traffic, and (unchecked) 1.1 ms for 4096 of 128×128 in float32, 7 times:
@@ -205,8 +206,11 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Ti
 def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
     """The kernel of the factorization of matrices of at most `largest` rows and columns.
 
-    In complex128 at 32×32 unrolled steps are compiled in minutes, panels of 4 columns in 5 to 10 s. Both kernels with
-    panels have 255 registers per thread at most and spill none for sm_80, sm_90 and sm_100 (Triton 3.6 and 3.9).
+    At 32×32 unrolled steps are compiled in half a minute in complex64 and in minutes in complex128, panels in less than
+    10 s. The kernels with panels have 255 registers per thread at most and spill none for sm_80, sm_90 and sm_100
+    (Triton 3.6 and 3.9). In float64 panels of 2, 4 and 8 columns take an estimated 1.1, 1.2 and 1.3 times as long as
+    unrolled steps, one warp 1.1 times. What limits those is the 6,200 instructions of PTX per matrix, a quarter of them
+    pairs of words for the shuffles; ptxas leaves 3,900, no more than their memory traffic takes.
 
     In float32 an H100 takes an estimated 22 µs for 64 matrices of 64×64, 85 µs for 4096. cuBLAS has been measured at
     109 µs for the 64, launch included, and at 33 ms for 4096 of 256×256: scaled by n³, 0.5 ms
@@ -214,8 +218,8 @@ def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
     """
     if largest > 32:
         return Columns(matrices=1, panel=8, num_warps=1) if largest <= 64 and dtype == torch.float32 else None
-    if largest > 16 and dtype == torch.complex128:
-        return Columns(matrices=1, panel=4, num_warps=1)
+    if largest > 16 and dtype.is_complex:
+        return Columns(matrices=1, panel=2 if dtype == torch.complex64 else 4, num_warps=1)
     size = max(2, 1 << (largest - 1).bit_length())
     return Columns(matrices=128 // size, panel=1, num_warps=4)
 

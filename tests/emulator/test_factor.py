@@ -30,6 +30,7 @@ PLANS = [
     ((16, 16), torch.float32, {}),
     ((16, 11), torch.float64, {}),
     ((32, 32), torch.float32, {}),
+    ((32, 32), torch.complex64, {}),
     ((20, 23), torch.complex128, {}),
     ((32, 32), torch.complex128, {}),
     ((33, 40), torch.float32, {}),

@@ -14,7 +14,12 @@ from triton_lu import aten, plan
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
-PANELS = [((20, 20), torch.complex128), ((18, 21), torch.complex128), ((10, 35), torch.float32)]
+PANELS = [
+    ((20, 20), torch.complex128),
+    ((18, 21), torch.complex64),
+    ((21, 18), torch.complex128),
+    ((10, 35), torch.float32),
+]
 """Sizes whose kernels loop over the columns of panels, the last ones beyond the matrix or partly so."""
 FINITE = [name for name in ZOO if name not in ("containing_nan", "containing_inf")]
 RESIDUAL_IN_EPS = 10.0
