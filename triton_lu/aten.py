@@ -64,34 +64,43 @@ def eliminate_(A: Tensor) -> None:
 
 def permutation(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
     """Row i of Pᵀ A is row permutation[i] of A. The inverse: row i of P X is row permutation[i] of X."""
-    *batch, k = pivots.shape
-    form = plan.permutation(math.prod(batch), k, pivots.device.type)
+    numbers = torch.arange(m, device=pivots.device)
+    return _exchange(numbers.expand(*pivots.shape[:-1], m), pivots, inverse)
+
+
+def _permutation_of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
+    """The same with the rows of the whole batch numbered through, as one vector."""
+    batch = pivots.shape[:-1].numel()
+    numbers = torch.arange(batch * m, device=pivots.device).view(batch, m)
+    return _exchange(numbers, pivots.reshape(batch, pivots.shape[-1]), inverse).view(-1)
+
+
+def _exchange(numbers: Tensor, pivots: Tensor, inverse: bool) -> Tensor:
+    """`numbers` after the exchanges of the factorization, or after the same in reverse."""
+    m, k = numbers.shape[-1], pivots.shape[-1]
+    form = plan.permutation(pivots.shape[:-1].numel(), k, pivots.device.type)
     if form == "links":
         order = _follow_links(pivots, m)
-        if not inverse:
-            return order
-        return torch.empty_like(order).scatter_(-1, order, torch.arange(m, device=order.device).expand_as(order))
+        return torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
     exchange = _exchange_by_step if form == "by step" else _exchange_by_matrix
-    steps = range(k)
-    return exchange(pivots.reshape(-1, k), m, steps[::-1] if inverse else steps).view(*batch, m)
+    steps = range(k)[::-1] if inverse else range(k)
+    return exchange(numbers.reshape(-1, m), pivots.reshape(-1, k), steps).view(numbers.shape)
 
 
-def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int]) -> Tensor:
-    """The permutations by their definition, one exchange after the other in Python."""
-    orders = []
-    for chosen in pivots.tolist():
-        order = list(range(m))
+def _exchange_by_matrix(numbers: Tensor, pivots: Tensor, steps: Sequence[int]) -> Tensor:
+    """By their definition, one exchange after the other in Python."""
+    orders = numbers.tolist()
+    for order, chosen in zip(orders, pivots.tolist(), strict=True):
         for i in steps:
             j = chosen[i] - 1
             order[i], order[j] = order[j], order[i]
-        orders.append(order)
     return torch.tensor(orders, dtype=torch.int64)
 
 
-def _exchange_by_step(pivots: Tensor, m: int, steps: Sequence[int]) -> Tensor:
+def _exchange_by_step(numbers: Tensor, pivots: Tensor, steps: Sequence[int]) -> Tensor:
     """The same for many matrices, with the i-th exchange of all of them at once."""
-    batch = len(pivots)
-    order = np.arange(m)[:, None].repeat(batch, axis=1)
+    order = numbers.numpy().T.copy()
+    batch = order.shape[1]
     flat = order.reshape(-1)  # NumPy gathers from one dimension faster than from two
     chosen = batch * (pivots.numpy().T.astype(np.int64) - 1) + np.arange(batch)
     for i in steps:
@@ -132,7 +141,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         return X
     m, n = G.shape[-2:]
     _sweep_(X, LU, _vjp_sweep_, _vjp_scalar_sweep_)
-    origin = row_index(permutation(pivots, m, inverse=True))
+    origin = _permutation_of_batch(pivots, m, inverse=True)
     flat = X.view(-1, n)
     if n <= plan.PANEL:
         result = torch.empty_like(X)
@@ -151,7 +160,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     if dB.numel() == 0:
         return dB
     m, n = E.shape[-2:]
-    torch.index_select(E.reshape(-1, n), 0, row_index(permutation(pivots, m)), out=dB.view(-1, n))
+    torch.index_select(E.reshape(-1, n), 0, _permutation_of_batch(pivots, m), out=dB.view(-1, n))
     _sweep_(dB, LU, _jvp_sweep_, _jvp_scalar_sweep_)
     return dB
 

@@ -33,8 +33,8 @@ class Sweep:
 def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     """The sweep for `batch` matrices of m×n.
 
-    Column by column, in NumPy, a backward of 10,000 matrices of 4×4 takes a ninth of the time of one in a block, one of
-    2000 of 16×16 less than half, one of 100 of 4×4 half; a few matrices take as long either way.
+    Column by column, in NumPy, a backward of 10,000 matrices of 4×4 takes a quarter of the time of one in a block, one
+    of 100 half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer.
 
     In batches LAPACK is called for every matrix by itself, and slows down by more threads than one from 32×32 on:
     narrow blocks leave more to the products, which take the batch as a whole. Blocks of 96 columns rather than 128
@@ -48,7 +48,7 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     """
     k = min(m, n)
     largest = max(m, n)
-    if device == "cpu" and largest <= 16 and batch >= 2 * largest**2:
+    if device == "cpu" and largest <= 8 and batch >= 2 * largest**2:
         return Sweep(1, 1)
     block = default_block(batch, k)
     block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
@@ -91,15 +91,15 @@ def one_by_one(shape: torch.Size, device: str) -> bool:
 def permutation(batch: int, k: int, device: str) -> str:
     """How `batch` permutations are found from their k exchanges: "by matrix", "by step" or by "links".
 
-    On a CPU an exchange in Python takes 0.1 to 0.3 µs, a step of all matrices together at least 15 µs, and the
-    parallel form, which has no chain of k dependent steps, at least 100 µs for its 27 operations. For 10,000 matrices
-    of 4×4 they take 20, 1.2 and 7.7 ms. A GPU has the parallel form only.
+    On a CPU an exchange in Python takes 0.1 to 0.3 µs, a step of all matrices together at least 2 µs, and the parallel
+    form, which has no chain of k dependent steps, at least 150 µs for its 27 operations. For 10,000 matrices of 4×4
+    they take 20, 0.4 and 4.6 ms, for 64 of 128×128 2, 0.3 and 0.5 ms. A GPU has the parallel form only.
     """
     if device != "cpu" or batch * k == 0:
         return "links"
     if batch * k <= (2048 if batch == 1 else 256):
         return "by matrix"
-    return "by step" if k <= 32 else "links"
+    return "by step" if k <= 128 else "links"
 
 
 @dataclass(frozen=True)
