@@ -43,7 +43,7 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     arguments = (_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2))
     regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
     if isinstance(chosen, plan.Blocked):
-        arguments += sweep.workspace(arguments[0], block=chosen.block)
+        arguments += sweep.workspace(arguments[0], block=chosen.block, pieces=chosen.pieces, split=chosen.split)
     with torch.cuda.device_of(X):
         getattr(regime, name)(*arguments, **asdict(chosen))
     return out
@@ -51,7 +51,7 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
 
 def _planned(name: str, X: Tensor) -> plan.Columns | plan.Warp | plan.Tile | plan.Blocked:
     m, n = X.shape[-2:]
-    chosen = plan.kernel(name, m, n, X.dtype)
+    chosen = plan.kernel(name, m, n, X.dtype, X.shape[:-2].numel())
     if chosen is None:
         raise NotImplementedError(
             f"`{name}` has no Triton kernel for {m}×{n} matrices of {X.dtype}; "

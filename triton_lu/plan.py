@@ -5,13 +5,14 @@ within a process the same problem always runs the same way.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from triton_lu import calibration
 
 LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen on a GPU too; see `Blocked`
+PROGRAMS = 132  # what a GPU has of multiprocessors
 CACHED = (
     131072  # numbers of a matrix or a batch that an L2 cache of 1 MiB or more holds, with as many intermediate ones
 )
@@ -167,6 +168,8 @@ class Blocked:
     block: int
     terms: int
     num_warps: int
+    pieces: int = 4
+    split: bool = False
 
 
 _BLOCKED = {
@@ -177,7 +180,13 @@ _BLOCKED = {
 }
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Tile | Blocked | None:
+def _blocked(m: int, n: int, dtype: torch.dtype, batch: int) -> Blocked:
+    chosen = _BLOCKED[dtype]
+    tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
+    return replace(chosen, split=batch * tiles <= PROGRAMS)
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Columns | Warp | Tile | Blocked | None:
     """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
@@ -194,7 +203,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype) -> Columns | Warp | Ti
     if name == "factor":
         return _columns(largest, dtype)
     if largest > 128:
-        return _BLOCKED[dtype] if largest < LIBRARY else None
+        return _blocked(m, n, dtype, batch) if largest < LIBRARY else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:
             return Tile(block=32, rows=32, num_warps=2)

@@ -12,68 +12,42 @@ from . import field, layout, substitution
 
 @triton.jit
 def load(
-    x_ptr,
-    strides,
-    shape,
-    batch,
+    x,
     row,
     col,
-    COMPONENTS: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    DIAGONAL: tl.constexpr = 0.0,
     ROWS: tl.constexpr = 16,
     COLS: tl.constexpr = 16,
+    TRANSPOSED: tl.constexpr = False,
+    DIAGONAL: tl.constexpr = 0.0,
     source=None,
 ):
-    """The block at (row, col) of one matrix; see `layout.load_tile`."""
-    tile = layout.load_tile(
-        x_ptr,
-        strides,
-        shape,
-        batch,
-        batch >= 0,
-        ROWS,
-        COLS,
-        COMPONENTS,
-        BY_COLUMN,
-        RAGGED,
-        DIAGONAL,
-        row,
-        col,
-        source,
-    )
-    return layout.reshape(tile, (ROWS, COLS))
+    """The block at (row, col) of x = (pointer, strides, shape, batch, COMPONENTS, BY_COLUMN, RAGGED), or of its
+    transpose; see `layout.load_tile`. Row i of the matrix is its row source[i] if `source` [1, rows] is given."""
+    ptr, strides, shape, batch = x[:4]
+    COMPONENTS: tl.constexpr = x[4]
+    BY_COLUMN: tl.constexpr = x[5]
+    RAGGED: tl.constexpr = x[6]
+    if TRANSPOSED:
+        return layout.transpose(load(x, col, row, COLS, ROWS, False, DIAGONAL, source))
+    else:
+        mask = batch >= 0
+        tile = layout.load_tile(
+            ptr, strides, shape, batch, mask, ROWS, COLS, COMPONENTS, BY_COLUMN, RAGGED, DIAGONAL, row, col, source
+        )
+        return layout.reshape(tile, (ROWS, COLS))
 
 
 @triton.jit
-def store(
-    x_ptr,
-    strides,
-    shape,
-    batch,
-    destination,
-    block,
-    row,
-    col,
-    BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    """Writes the block at (row, col), row i to row destination[i] of `destination` [1, rows] unless that is None."""
-    tile = layout.reshape(block, (1, block[0].shape[0], block[0].shape[1]))
-    layout.store_tile(
-        x_ptr,
-        strides,
-        shape,
-        batch,
-        batch >= 0,
-        destination,
-        tile,
-        BY_COLUMN,
-        RAGGED,
-        row,
-        col,
-    )
+def store(x, block, row, col, TRANSPOSED: tl.constexpr = False, destination=None):
+    """`load` the other way, row i of the matrix to its row destination[i]."""
+    ptr, strides, shape, batch = x[:4]
+    BY_COLUMN: tl.constexpr = x[5]
+    RAGGED: tl.constexpr = x[6]
+    if TRANSPOSED:
+        store(x, layout.transpose(block), col, row, False, destination)
+    else:
+        tile = layout.reshape(block, (1, block[0].shape[0], block[0].shape[1]))
+        layout.store_tile(ptr, strides, shape, batch, batch >= 0, destination, tile, BY_COLUMN, RAGGED, row, col)
 
 
 @triton.jit
@@ -132,15 +106,15 @@ def adjoint(block):
 
 
 @triton.jit
-def vjp(B, L_inverse, U_inverse, W, PRECISION: tl.constexpr):
+def vjp(B, L_inverse, U_inverse, W):
     """L^-H (tril(L^H W, -1) + triu(W U^H)) U^-H of one block."""
-    lower_part = field.dot(adjoint(unit_lower(B)), W, PRECISION)
-    phi = merge(lower_part, field.dot(W, adjoint(upper(B)), PRECISION))
-    return field.dot(field.dot(adjoint(L_inverse), phi, PRECISION), adjoint(U_inverse), PRECISION)
+    lower_part = field.dot(adjoint(unit_lower(B)), W)
+    phi = merge(lower_part, field.dot(W, adjoint(upper(B))))
+    return field.dot(field.dot(adjoint(L_inverse), phi), adjoint(U_inverse))
 
 
 @triton.jit
-def jvp(B, L_inverse, U_inverse, E, PRECISION: tl.constexpr):
+def jvp(B, L_inverse, U_inverse, E):
     """L tril(M, -1) + triu(M) U, M = L^-1 E U^-1, of one block."""
-    M = field.dot(field.dot(L_inverse, E, PRECISION), U_inverse, PRECISION)
-    return merge(field.dot(unit_lower(B), strictly_lower(M), PRECISION), field.dot(upper(M), upper(B), PRECISION))
+    M = field.dot(field.dot(L_inverse, E), U_inverse)
+    return merge(field.dot(unit_lower(B), strictly_lower(M)), field.dot(upper(M), upper(B)))

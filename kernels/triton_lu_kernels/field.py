@@ -124,18 +124,23 @@ def is_zero(a):
 
 
 @triton.jit
-def dot(a, b, PRECISION: tl.constexpr):
+def dot(a, b):
     """The matrix product a b of blocks; over the complex numbers as (b^T a^T)^T, for the sake of compile time: the pass
     that prepares dots walks, for each of them, through all connected operations up to the next transposition."""
     if len(a) == 1:
-        return (tl.dot(a[0], b[0], input_precision=PRECISION, out_dtype=a[0].dtype),)
+        return (_dot(a[0], b[0]),)
     else:
         a_re, a_im, b_re, b_im = tl.trans(a[0]), tl.trans(a[1]), tl.trans(b[0]), tl.trans(b[1])
-        re = tl.dot(b_re, a_re, input_precision=PRECISION, out_dtype=a[0].dtype)
-        re -= tl.dot(b_im, a_im, input_precision=PRECISION, out_dtype=a[0].dtype)
-        im = tl.dot(b_im, a_re, input_precision=PRECISION, out_dtype=a[0].dtype)
-        im += tl.dot(b_re, a_im, input_precision=PRECISION, out_dtype=a[0].dtype)
+        re = _dot(b_re, a_re) - _dot(b_im, a_im)
+        im = _dot(b_im, a_re) + _dot(b_re, a_im)
         return (tl.trans(re), tl.trans(im))
+
+
+@triton.jit
+def _dot(a, b):
+    """A product of reals, in their own precision: on tensor cores float32 takes three products of its parts."""
+    PRECISION: tl.constexpr = "ieee" if a.dtype == tl.float64 else "tf32x3"
+    return tl.dot(a, b, input_precision=PRECISION, out_dtype=a.dtype)
 
 
 @triton.jit

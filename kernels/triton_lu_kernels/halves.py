@@ -33,6 +33,37 @@ def _halves(pivots_ptr, strides, shape, batch):
 
 
 @triton.jit
+def _vjp(out, LU, pivots, G):
+    B11 = blocks.load(LU, 0, 0, DIAGONAL=1.0)
+    B22 = blocks.load(LU, 16, 16, DIAGONAL=1.0)
+    L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
+    top, bottom = _halves(*pivots, *LU[2:4])
+    if LU[2][0] > 0:  # always: see above
+        G22 = blocks.load(G, 16, 16)
+        X22 = blocks.vjp(B22, L22_inverse, U22_inverse, G22)
+        blocks.store(out, X22, 16, 16, destination=bottom)
+
+        U12 = blocks.load(LU, 0, 16)
+        W21 = blocks.load(G, 16, 0)
+        W21 = field.subtract(W21, field.dot(X22, blocks.adjoint(U12)))
+        X21 = field.dot(W21, blocks.adjoint(U11_inverse))
+        blocks.store(out, X21, 16, 0, destination=bottom)
+
+        L21 = blocks.load(LU, 16, 0)
+        W12 = blocks.load(G, 0, 16)
+        W12 = field.subtract(W12, field.dot(blocks.adjoint(L21), X22))
+        X12 = field.dot(blocks.adjoint(L11_inverse), W12)
+        blocks.store(out, X12, 0, 16, destination=top)
+
+        W11 = blocks.load(G, 0, 0)
+        lower = field.dot(X12, blocks.adjoint(U12))
+        W11 = field.subtract(W11, blocks.merge(lower, field.dot(blocks.adjoint(L21), X21)))
+        B11 = blocks.load(LU, 0, 0, DIAGONAL=1.0)
+        X11 = blocks.vjp(B11, L11_inverse, U11_inverse, W11)
+        blocks.store(out, X11, 0, 0, destination=top)
+
+
+@triton.jit
 def vjp_halves_kernel(
     out_ptr,
     LU_ptr,
@@ -48,36 +79,45 @@ def vjp_halves_kernel(
     LU_BY_COLUMN: tl.constexpr,
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    B11 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 0, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-    B22 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+    _vjp(
+        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
+        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
+        (pivots_ptr, pivots_strides),
+        (G_ptr, G_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, RAGGED),
+    )
+
+
+@triton.jit
+def _jvp(out, LU, pivots, E):
+    B11 = blocks.load(LU, 0, 0, DIAGONAL=1.0)
+    B22 = blocks.load(LU, 16, 16, DIAGONAL=1.0)
     L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
-    top, bottom = _halves(pivots_ptr, pivots_strides, shape, batch)
-    if shape[0] > 0:  # always: see above
-        G22 = blocks.load(G_ptr, G_strides, shape, batch, 16, 16, COMPONENTS, IN_BY_COLUMN, RAGGED)
-        X22 = blocks.vjp(B22, L22_inverse, U22_inverse, G22, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, bottom, X22, 16, 16, OUT_BY_COLUMN, RAGGED)
+    top, bottom = _halves(*pivots, *LU[2:4])
+    if LU[2][0] > 0:  # always: see above
+        A11 = blocks.load(E, 0, 0, source=top)
+        X11 = blocks.jvp(B11, L11_inverse, U11_inverse, A11)
+        blocks.store(out, X11, 0, 0)
 
-        U12 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 16, COMPONENTS, LU_BY_COLUMN, RAGGED)
-        W21 = blocks.load(G_ptr, G_strides, shape, batch, 16, 0, COMPONENTS, IN_BY_COLUMN, RAGGED)
-        W21 = field.subtract(W21, field.dot(X22, blocks.adjoint(U12), PRECISION))
-        X21 = field.dot(W21, blocks.adjoint(U11_inverse), PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, bottom, X21, 16, 0, OUT_BY_COLUMN, RAGGED)
+        U12 = blocks.load(LU, 0, 16)
+        A12 = blocks.load(E, 0, 16, source=top)
+        A12 = field.subtract(A12, field.dot(blocks.strictly_lower(X11), U12))
+        X12 = field.dot(L11_inverse, A12)
+        blocks.store(out, X12, 0, 16)
 
-        L21 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 0, COMPONENTS, LU_BY_COLUMN, RAGGED)
-        W12 = blocks.load(G_ptr, G_strides, shape, batch, 0, 16, COMPONENTS, IN_BY_COLUMN, RAGGED)
-        W12 = field.subtract(W12, field.dot(blocks.adjoint(L21), X22, PRECISION))
-        X12 = field.dot(blocks.adjoint(L11_inverse), W12, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, top, X12, 0, 16, OUT_BY_COLUMN, RAGGED)
+        L21 = blocks.load(LU, 16, 0)
+        A21 = blocks.load(E, 16, 0, source=bottom)
+        A21 = field.subtract(A21, field.dot(L21, blocks.upper(X11)))
+        X21 = field.dot(A21, U11_inverse)
+        blocks.store(out, X21, 16, 0)
 
-        W11 = blocks.load(G_ptr, G_strides, shape, batch, 0, 0, COMPONENTS, IN_BY_COLUMN, RAGGED)
-        lower = field.dot(X12, blocks.adjoint(U12), PRECISION)
-        W11 = field.subtract(W11, blocks.merge(lower, field.dot(blocks.adjoint(L21), X21, PRECISION)))
-        B11 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 0, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-        X11 = blocks.vjp(B11, L11_inverse, U11_inverse, W11, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, top, X11, 0, 0, OUT_BY_COLUMN, RAGGED)
+        A22 = blocks.load(E, 16, 16, source=bottom)
+        A22 = field.subtract(A22, field.dot(X21, U12))
+        A22 = field.subtract(A22, field.dot(L21, X12))
+        B22 = blocks.load(LU, 16, 16, DIAGONAL=1.0)
+        X22 = blocks.jvp(B22, L22_inverse, U22_inverse, A22)
+        blocks.store(out, X22, 16, 16)
 
 
 @triton.jit
@@ -96,36 +136,14 @@ def jvp_halves_kernel(
     LU_BY_COLUMN: tl.constexpr,
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    B11 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 0, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-    B22 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-    L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
-    top, bottom = _halves(pivots_ptr, pivots_strides, shape, batch)
-    if shape[0] > 0:  # always: see above
-        A11 = blocks.load(E_ptr, E_strides, shape, batch, 0, 0, COMPONENTS, IN_BY_COLUMN, RAGGED, source=top)
-        X11 = blocks.jvp(B11, L11_inverse, U11_inverse, A11, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, None, X11, 0, 0, OUT_BY_COLUMN, RAGGED)
-
-        U12 = blocks.load(LU_ptr, LU_strides, shape, batch, 0, 16, COMPONENTS, LU_BY_COLUMN, RAGGED)
-        A12 = blocks.load(E_ptr, E_strides, shape, batch, 0, 16, COMPONENTS, IN_BY_COLUMN, RAGGED, source=top)
-        A12 = field.subtract(A12, field.dot(blocks.strictly_lower(X11), U12, PRECISION))
-        X12 = field.dot(L11_inverse, A12, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, None, X12, 0, 16, OUT_BY_COLUMN, RAGGED)
-
-        L21 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 0, COMPONENTS, LU_BY_COLUMN, RAGGED)
-        A21 = blocks.load(E_ptr, E_strides, shape, batch, 16, 0, COMPONENTS, IN_BY_COLUMN, RAGGED, source=bottom)
-        A21 = field.subtract(A21, field.dot(L21, blocks.upper(X11), PRECISION))
-        X21 = field.dot(A21, U11_inverse, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, None, X21, 16, 0, OUT_BY_COLUMN, RAGGED)
-
-        A22 = blocks.load(E_ptr, E_strides, shape, batch, 16, 16, COMPONENTS, IN_BY_COLUMN, RAGGED, source=bottom)
-        A22 = field.subtract(A22, field.dot(X21, U12, PRECISION))
-        A22 = field.subtract(A22, field.dot(L21, X12, PRECISION))
-        B22 = blocks.load(LU_ptr, LU_strides, shape, batch, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-        X22 = blocks.jvp(B22, L22_inverse, U22_inverse, A22, PRECISION)
-        blocks.store(out_ptr, out_strides, shape, batch, None, X22, 16, 16, OUT_BY_COLUMN, RAGGED)
+    _jvp(
+        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
+        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
+        (pivots_ptr, pivots_strides),
+        (E_ptr, E_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, RAGGED),
+    )
 
 
 def vjp(out, LU, pivots, G, *, num_warps):
@@ -142,9 +160,7 @@ def _launch(kernel, out, LU, pivots, x, num_warps):
     if out.numel() == 0:
         return
     args, constants = launch.arguments(out, LU, pivots, x, 32)
-    options = {"PRECISION": "ieee", "num_warps": num_warps}
-    if out.dtype in (torch.float32, torch.complex64):
-        options["PRECISION"] = "tf32x3"
+    options = {"num_warps": num_warps}
     if out.dtype == torch.float32:
         # With 168 registers twelve one-warp programs fit on a multiprocessor instead of eight, and none is spilled.
         options["maxnreg"] = 168

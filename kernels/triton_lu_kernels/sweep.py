@@ -5,7 +5,7 @@
 
 Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [batch, m] takes the row
 of P X at which each row of X arrives; `inverses` [batch, rows, BLOCK] the inverse of every diagonal block of L, each
-followed by the transposed inverse of the same block of U; `sums` [batch, rows, BLOCK] a block for every tile.
+followed by the transposed inverse of the same block of U; `sums` [batch, rows, BLOCK] blocks for every tile.
 
 J is a diagonal block of width BLOCK, R the rows or columns after it, S = W[R, R]; all products with the inverses are
 products of blocks of the sweep. The blocked factorization reversed, from the last J to the first, is vjp,
@@ -24,6 +24,11 @@ Tiles of X12 are computed by the code of X21, on transposed matrices. The produc
 `tiles_kernel` leaves each tile's part in `sums`, where jvp adds up those for all later diagonal blocks. What one launch
 has written, rows of X in their places in P X, the next reads. Every sum has one order, and none crosses matrices.
 
+The sums with S, or over what comes before J, consist of PIECES, each summed by itself, and of the terms that the last
+diagonal block found has made known. If SPLIT, `diagonal_kernel` has a program for every piece of every tile of the J
+that is next, and leaves it in `sums`: so that a few matrices, too, have work for all multiprocessors, in as many
+launches. If not, `tiles_kernel` sums the pieces itself. Either way the same numbers are added in the same order.
+
 With `disable_licm` addresses are computed where they are used: moved out of the loops, they spill.
 """
 
@@ -35,36 +40,6 @@ from . import blocks, field, launch, layout, permutation
 
 
 @triton.jit
-def _load(
-    X,
-    row,
-    col,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    source=None,
-):
-    """The block at (row, col) of a matrix X = (pointer, strides, shape, batch), or of X^T."""
-    if TRANSPOSED:
-        block = _load(X, col, row, COLS, ROWS, COMPONENTS, BY_COLUMN, RAGGED, False, source)
-        return layout.transpose(block)
-    else:
-        return blocks.load(*X, row, col, COMPONENTS, BY_COLUMN, RAGGED, ROWS=ROWS, COLS=COLS, source=source)
-
-
-@triton.jit
-def _store(X, destination, block, row, col, BY_COLUMN: tl.constexpr, RAGGED: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Writes the block at (row, col) of X or of X^T, row i of X to row destination[i]."""
-    if TRANSPOSED:
-        blocks.store(*X, destination, layout.transpose(block), col, row, BY_COLUMN, RAGGED)
-    else:
-        blocks.store(*X, destination, block, row, col, BY_COLUMN, RAGGED)
-
-
-@triton.jit
 def _places(order, row, ROWS: tl.constexpr):
     """Entries [1, ROWS] from `row` on of order = (pointer, strides, shape, batch); 0 for rows that do not exist."""
     rows = row + tl.arange(0, ROWS)[None, :]
@@ -73,42 +48,35 @@ def _places(order, row, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _inverse(inverses, J, BLOCK: tl.constexpr, COMPONENTS: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _inverse(inverses, J, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
     """U11^-T, or L11^-1 if TRANSPOSED: the transposed inverse of the upper triangle of B11, or of B11^T."""
-    row = 2 * J
-    if not TRANSPOSED:
-        row += BLOCK
-    return _load(inverses, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False)
+    return blocks.load(inverses, 2 * J if TRANSPOSED else 2 * J + BLOCK, 0, BLOCK, BLOCK)
 
 
 @triton.jit
-def _invert_rows(
-    inverses,
-    LU,
-    inverse,
-    J,
-    i,
-    BLOCK: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _invert_rows(inverses, LU, inverse, J, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Sixteen rows from i on of `_inverse`, by substitution: `inverse` is their diagonal block."""
-    first = 2 * J
-    if not TRANSPOSED:
-        first += BLOCK
+    first = 2 * J if TRANSPOSED else 2 * J + BLOCK
     row = tl.arange(0, 16)[:, None] + i
     unit = tl.where(row == tl.arange(0, BLOCK)[None, :], 1.0, 0.0).to(inverse[0].dtype)
     Y = (unit,)
     if len(inverse) == 2:
         Y += (tl.zeros_like(unit),)
     for c in tl.range(0, i, 16, disable_licm=True):
-        T = _load(LU, J + i, J + c, 16, 16, COMPONENTS, LU_BY_COLUMN, RAGGED, not TRANSPOSED)
-        solved = _load(inverses, first + c, 0, 16, BLOCK, COMPONENTS, False, False, False)
-        Y = field.subtract(Y, field.dot(T, solved, PRECISION))
-    _store(inverses, None, field.dot(inverse, Y, PRECISION), first + i, 0, False, False, False)
+        T = blocks.load(LU, J + i, J + c, TRANSPOSED=not TRANSPOSED)
+        solved = blocks.load(inverses, first + c, 0, 16, BLOCK)
+        Y = field.subtract(Y, field.dot(T, solved))
+    blocks.store(inverses, field.dot(inverse, Y), first + i, 0)
+
+
+@triton.jit
+def _invert(inverses, LU, J, BLOCK: tl.constexpr):
+    """Both inverses of one diagonal block."""
+    for i in tl.range(0, BLOCK, 16, disable_licm=True):
+        L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J + i, J + i, DIAGONAL=1.0))
+        _invert_rows(inverses, LU, L_inverse, J, i, BLOCK, True)
+        _invert_rows(inverses, LU, layout.transpose(U_inverse), J, i, BLOCK, False)
+        tl.debug_barrier()
 
 
 @triton.jit
@@ -133,7 +101,6 @@ def prepare_kernel(
     COMPONENTS: tl.constexpr,
     LU_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     inversions = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
     programs = inversions + tl.cdiv(shape[0], ROWS)
@@ -145,334 +112,336 @@ def prepare_kernel(
         destination = permutation.destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, row + ROWS)
         tl.store(order_ptr + batch[:, None] * order_strides[0] + rows, destination, rows < shape[0])
     else:
-        J = task * BLOCK
-        LU = (LU_ptr, LU_strides, shape, batch)
-        inverses = (inverses_ptr, inverses_strides, shape, batch)
-        for i in tl.range(0, BLOCK, 16, disable_licm=True):
-            B = blocks.load(
-                LU_ptr, LU_strides, shape, batch, J + i, J + i, COMPONENTS, LU_BY_COLUMN, RAGGED, DIAGONAL=1.0
-            )
-            L_inverse, U_inverse = blocks.inverse(B)
-            _invert_rows(inverses, LU, L_inverse, J, i, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, True, PRECISION)
-            _invert_rows(
-                inverses,
-                LU,
-                layout.transpose(U_inverse),
-                J,
-                i,
-                BLOCK,
-                COMPONENTS,
-                LU_BY_COLUMN,
-                RAGGED,
-                False,
-                PRECISION,
-            )
-            tl.debug_barrier()
+        _invert(
+            (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),
+            (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
+            task * BLOCK,
+            BLOCK,
+        )
 
 
 @triton.jit
-def _sum_row(shape, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The row of `sums` at which the block of the tile at i begins."""
-    return i + (shape[0] + BLOCK - 1) // BLOCK * BLOCK if TRANSPOSED else i
+def _tiles(size, J, BLOCK: tl.constexpr):
+    """How many tiles follow the diagonal block J, of the rows or columns of which there are `size`."""
+    return tl.cdiv(tl.maximum(size - J - BLOCK, 0), BLOCK)
 
 
 @triton.jit
-def _vjp_tile(
-    out,
-    LU,
-    G,
-    order,
-    inverses,
-    sums,
-    i,
-    J,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows i.. of X21, and their part of L21^H X21; on transposed matrices, of X12^T and of (X12 U12^H)^T."""
-    end = out[2][0] if TRANSPOSED else out[2][1]
-    places = _places(order, J if TRANSPOSED else i, BLOCK)
-    D = field.zeros((BLOCK, BLOCK), G[0].dtype.element_ty, COMPONENTS)
-    for c in tl.range(J + BLOCK, end, TERMS, disable_licm=True):
-        source = _places(order, c, TERMS) if TRANSPOSED else places
-        S = _load(out, i, c, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED, source)
-        U12 = _load(LU, J, c, BLOCK, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-        D = field.add(D, field.dot(S, blocks.adjoint(U12), PRECISION))
-    W = field.subtract(_load(G, i, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED), D)
-    inverse = _inverse(inverses, J, BLOCK, COMPONENTS, TRANSPOSED)
-    X = field.dot(W, field.conjugate(inverse), PRECISION)
-    _store(out, places, X, i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-    L21 = _load(LU, i, J, BLOCK, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-    part = field.dot(blocks.adjoint(L21), X, PRECISION)
-    _store(sums, None, part, _sum_row(out[2], i, BLOCK, TRANSPOSED), 0, False, False, False)
+def _sum_row(shape, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr, number=0):
+    """The row of `sums` at which the block of that number begins, of those for the tile at i."""
+    rows = tl.cdiv(shape[0], BLOCK) * BLOCK
+    if TRANSPOSED:
+        i += rows
+    return i + number * (rows + tl.cdiv(shape[1], BLOCK) * BLOCK)
 
 
 @triton.jit
-def _jvp_tile(
-    out,
-    LU,
-    E,
-    order,
-    inverses,
-    sums,
-    i,
-    J,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Rows i.. of dL21, and their part of the sum for the block of the diagonal in their rows; or the same on
-    transposed matrices."""
-    D = field.zeros((BLOCK, BLOCK), E[0].dtype.element_ty, COMPONENTS)
-    for c in tl.range(0, J, TERMS, disable_licm=True):
-        dL = _load(out, i, c, BLOCK, TERMS, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-        U = _load(LU, c, J, TERMS, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-        D = field.add(D, field.dot(dL, U, PRECISION))
-        L = _load(LU, i, c, BLOCK, TERMS, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-        dU = _load(out, c, J, TERMS, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-        D = field.add(D, field.dot(L, dU, PRECISION))
-    dB11 = _load(out, J, J, BLOCK, BLOCK, COMPONENTS, OUT_BY_COLUMN, RAGGED, False)
-    dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
-    L21 = _load(LU, i, J, BLOCK, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-    D = field.add(D, field.dot(L21, dU11, PRECISION))
-    places = _places(order, J if TRANSPOSED else i, BLOCK)
-    W = _load(E, i, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, TRANSPOSED, places)
-    inverse = _inverse(inverses, J, BLOCK, COMPONENTS, TRANSPOSED)
-    X = field.dot(field.subtract(W, D), layout.transpose(inverse), PRECISION)
-    _store(out, None, X, i, J, OUT_BY_COLUMN, RAGGED, TRANSPOSED)
-    U12 = _load(LU, J, i, BLOCK, BLOCK, COMPONENTS, LU_BY_COLUMN, RAGGED, TRANSPOSED)
-    total = field.dot(X, U12, PRECISION)
-    row = _sum_row(out[2], i, BLOCK, TRANSPOSED)
-    if J > 0:
-        total = field.add(total, _load(sums, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False))
-    _store(sums, None, total, row, 0, False, False, False)
-
-
-@triton.jit
-def tiles_kernel(
-    out_ptr,
-    LU_ptr,
-    order_ptr,
-    X_ptr,
-    out_strides,
-    LU_strides,
-    order_strides,
-    X_strides,
+def _pieces(
     shape,
-    inverses_ptr,
-    inverses_strides,
-    sums_ptr,
-    sums_strides,
     J,
     FORWARD: tl.constexpr,
     BLOCK: tl.constexpr,
     TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PIECES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ):
-    R = J + BLOCK
-    below = tl.cdiv(tl.maximum(shape[0] - R, 0), BLOCK)
-    tiles = below + tl.cdiv(tl.maximum(shape[1] - R, 0), BLOCK)
-    batch = (tl.program_id(0) // tiles).to(tl.int64) + tl.arange(0, 1)
-    tile = tl.program_id(0) % tiles
-    out = (out_ptr, out_strides, shape, batch)
-    LU = (LU_ptr, LU_strides, shape, batch)
-    X = (X_ptr, X_strides, shape, batch)
-    order = (order_ptr, order_strides, shape, batch)
-    inverses = (inverses_ptr, inverses_strides, shape, batch)
-    sums = (sums_ptr, sums_strides, shape, batch)
-    if tile < below:
-        i = R + tile * BLOCK
-        if FORWARD:
-            _jvp_tile(
-                out,
-                LU,
-                X,
-                order,
-                inverses,
-                sums,
-                i,
-                J,
-                BLOCK,
-                TERMS,
-                COMPONENTS,
-                OUT_BY_COLUMN,
-                LU_BY_COLUMN,
-                IN_BY_COLUMN,
-                RAGGED,
-                False,
-                PRECISION,
-            )
-        else:
-            _vjp_tile(
-                out,
-                LU,
-                X,
-                order,
-                inverses,
-                sums,
-                i,
-                J,
-                BLOCK,
-                TERMS,
-                COMPONENTS,
-                OUT_BY_COLUMN,
-                LU_BY_COLUMN,
-                IN_BY_COLUMN,
-                RAGGED,
-                False,
-                PRECISION,
-            )
+    """The first term and the end of the pieces of the sum for a tile, and the length of one."""
+    if FORWARD:
+        first = 0
+        end = J
     else:
-        i = R + (tile - below) * BLOCK
+        first = J + 2 * BLOCK
+        end = shape[0] if TRANSPOSED else shape[1]
+    return first, end, tl.maximum(tl.cdiv(tl.cdiv(end - first, TERMS), PIECES), 1) * TERMS
+
+
+@triton.jit
+def _terms(
+    out,
+    LU,
+    order,
+    i,
+    J,
+    first,
+    end,
+    FORWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TERMS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """The terms from `first` to `end` of S U12^H, or of dL20 U01 + L20 dU01, in the rows i..; or the same on transposed
+    matrices."""
+    total = field.zeros((BLOCK, BLOCK), out[0].dtype.element_ty, out[4])
+    if not FORWARD:
+        places = _places(order, i, BLOCK)
+    for c in tl.range(first, end, TERMS, disable_licm=True):
         if FORWARD:
-            _jvp_tile(
-                out,
-                LU,
-                X,
-                order,
-                inverses,
-                sums,
-                i,
-                J,
-                BLOCK,
-                TERMS,
-                COMPONENTS,
-                OUT_BY_COLUMN,
-                LU_BY_COLUMN,
-                IN_BY_COLUMN,
-                RAGGED,
-                True,
-                PRECISION,
-            )
+            dL = blocks.load(out, i, c, BLOCK, TERMS, TRANSPOSED)
+            U = blocks.load(LU, c, J, TERMS, BLOCK, TRANSPOSED)
+            total = field.add(total, field.dot(dL, U))
+            L = blocks.load(LU, i, c, BLOCK, TERMS, TRANSPOSED)
+            dU = blocks.load(out, c, J, TERMS, BLOCK, TRANSPOSED)
+            total = field.add(total, field.dot(L, dU))
         else:
-            _vjp_tile(
-                out,
-                LU,
-                X,
-                order,
-                inverses,
-                sums,
-                i,
-                J,
-                BLOCK,
-                TERMS,
-                COMPONENTS,
-                OUT_BY_COLUMN,
-                LU_BY_COLUMN,
-                IN_BY_COLUMN,
-                RAGGED,
-                True,
-                PRECISION,
-            )
+            source = _places(order, c, TERMS) if TRANSPOSED else places
+            S = blocks.load(out, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
+            U12 = blocks.load(LU, J, c, BLOCK, TERMS, TRANSPOSED)
+            total = field.add(total, field.dot(S, blocks.adjoint(U12)))
+    return total
 
 
 @triton.jit
-def _sum(sums, first, end, BLOCK: tl.constexpr, COMPONENTS: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The sum of the blocks of `sums` for the tiles from `first` to `end`."""
-    D = field.zeros((BLOCK, BLOCK), sums[0].dtype.element_ty, COMPONENTS)
-    for i in tl.range(first, end, BLOCK, disable_licm=True):
-        row = _sum_row(sums[2], i, BLOCK, TRANSPOSED)
-        D = field.add(D, _load(sums, row, 0, BLOCK, BLOCK, COMPONENTS, False, False, False))
-    return layout.transpose(D) if TRANSPOSED else D
+def _piece(
+    out,
+    LU,
+    order,
+    sums,
+    i,
+    J,
+    number,
+    FORWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TERMS: tl.constexpr,
+    PIECES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
+    """Leaves one piece of the sum for the tile at (i, J) in `sums`."""
+    first, end, length = _pieces(out[2], J, FORWARD, BLOCK, TERMS, PIECES, TRANSPOSED)
+    first += number * length
+    end = tl.minimum(first + length, end)
+    piece = _terms(out, LU, order, i, J, first, end, FORWARD, BLOCK, TERMS, TRANSPOSED)
+    blocks.store(sums, piece, _sum_row(out[2], i, BLOCK, TRANSPOSED, 1 + number), 0)
 
 
 @triton.jit
-def diagonal_kernel(
-    out_ptr,
-    LU_ptr,
-    order_ptr,
-    X_ptr,
-    out_strides,
-    LU_strides,
-    order_strides,
-    X_strides,
-    shape,
-    inverses_ptr,
-    inverses_strides,
-    sums_ptr,
-    sums_strides,
+def _tile(
+    out,
+    LU,
+    X,
+    order,
+    inverses,
+    sums,
+    i,
     J,
     FORWARD: tl.constexpr,
     BLOCK: tl.constexpr,
     TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PIECES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    out = (out_ptr, out_strides, shape, batch)
-    LU = (LU_ptr, LU_strides, shape, batch)
-    X = (X_ptr, X_strides, shape, batch)
-    order = (order_ptr, order_strides, shape, batch)
-    inverses = (inverses_ptr, inverses_strides, shape, batch)
-    sums = (sums_ptr, sums_strides, shape, batch)
+    """Rows i.. of X21, and their part of L21^H X21; or of dL21, and of the sum for the diagonal block in these rows. On
+    transposed matrices X12^T, (X12 U12^H)^T and dU12^T."""
+    shape = out[2]
+    first, end, length = _pieces(shape, J, FORWARD, BLOCK, TERMS, PIECES, TRANSPOSED)
+    if FORWARD:
+        dB11 = blocks.load(out, J, J, BLOCK, BLOCK)
+        dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
+        total = field.dot(blocks.load(LU, i, J, BLOCK, BLOCK, TRANSPOSED), dU11)
+    else:
+        known = tl.minimum(first, end)
+        total = _terms(out, LU, order, i, J, J + BLOCK, known, FORWARD, BLOCK, TERMS, TRANSPOSED)
+    for number in tl.range(
+        0, tl.cdiv(end - first, length), disable_licm=True, loop_unroll_factor=PIECES if SPLIT else 1
+    ):
+        if SPLIT:
+            piece = blocks.load(sums, _sum_row(shape, i, BLOCK, TRANSPOSED, 1 + number), 0, BLOCK, BLOCK)
+        else:
+            start = first + number * length
+            stop = tl.minimum(start + length, end)
+            piece = _terms(out, LU, order, i, J, start, stop, FORWARD, BLOCK, TERMS, TRANSPOSED)
+        total = field.add(total, piece)
+
+    places = _places(order, J if TRANSPOSED else i, BLOCK)
+    W = field.subtract(blocks.load(X, i, J, BLOCK, BLOCK, TRANSPOSED, source=places if FORWARD else None), total)
+    inverse = _inverse(inverses, J, BLOCK, TRANSPOSED)
+    row = _sum_row(shape, i, BLOCK, TRANSPOSED)
+    if FORWARD:
+        W = field.dot(W, layout.transpose(inverse))
+        blocks.store(out, W, i, J, TRANSPOSED)
+        part = field.dot(W, blocks.load(LU, J, i, BLOCK, BLOCK, TRANSPOSED))
+        if J > 0:
+            part = field.add(part, blocks.load(sums, row, 0, BLOCK, BLOCK))
+    else:
+        W = field.dot(W, field.conjugate(inverse))
+        blocks.store(out, W, i, J, TRANSPOSED, destination=places)
+        part = field.dot(blocks.adjoint(blocks.load(LU, i, J, BLOCK, BLOCK, TRANSPOSED)), W)
+    blocks.store(sums, part, row, 0)
+
+
+@triton.jit
+def _sum(sums, first, end, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The sum of the parts that the tiles from `first` to `end` have left in `sums`."""
+    total = field.zeros((BLOCK, BLOCK), sums[0].dtype.element_ty, sums[4])
+    for i in tl.range(first, end, BLOCK, disable_licm=True, loop_unroll_factor=4):
+        total = field.add(total, blocks.load(sums, _sum_row(sums[2], i, BLOCK, TRANSPOSED), 0, BLOCK, BLOCK))
+    return layout.transpose(total) if TRANSPOSED else total
+
+
+@triton.jit
+def _diagonal_block(out, LU, X, order, inverses, sums, J, FORWARD: tl.constexpr, BLOCK: tl.constexpr):
+    """X11 or dB11."""
+    m, n = out[2]
     places = _places(order, J, BLOCK)
+    W = blocks.load(X, J, J, BLOCK, BLOCK, source=places if FORWARD else None)
     if FORWARD:
-        W = _load(X, J, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, False, places)
         end = tl.minimum(J, 1)  # nothing has been summed for the first block
-        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, COMPONENTS, False))
-        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, COMPONENTS, True))
+        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, False))
+        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, True))
     else:
-        W = _load(X, J, J, BLOCK, BLOCK, COMPONENTS, IN_BY_COLUMN, RAGGED, False)
-        lower = _sum(sums, J + BLOCK, shape[1], BLOCK, COMPONENTS, True)
-        upper = _sum(sums, J + BLOCK, shape[0], BLOCK, COMPONENTS, False)
+        lower = _sum(sums, J + BLOCK, n, BLOCK, True)
+        upper = _sum(sums, J + BLOCK, m, BLOCK, False)
         W = field.subtract(W, blocks.merge(lower, upper))
-    B = blocks.load(*LU, J, J, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0, ROWS=BLOCK, COLS=BLOCK)
-    L_inverse = _inverse(inverses, J, BLOCK, COMPONENTS, True)
-    U_inverse = layout.transpose(_inverse(inverses, J, BLOCK, COMPONENTS, False))
+    B = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+    L_inverse = _inverse(inverses, J, BLOCK, True)
+    U_inverse = layout.transpose(_inverse(inverses, J, BLOCK, False))
     if FORWARD:
-        _store(out, None, blocks.jvp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
+        blocks.store(out, blocks.jvp(B, L_inverse, U_inverse, W), J, J)
     else:
-        _store(out, places, blocks.vjp(B, L_inverse, U_inverse, W, PRECISION), J, J, OUT_BY_COLUMN, RAGGED, False)
+        blocks.store(out, blocks.vjp(B, L_inverse, U_inverse, W), J, J, destination=places)
 
 
-def workspace(out, *, block):
-    """Uninitialized `order`, `inverses` and `sums` for a result like `out`, with diagonal blocks of that width."""
+@triton.jit
+def _tile_or_piece(
+    out,
+    LU,
+    X,
+    order,
+    inverses,
+    sums,
+    tile,
+    piece,
+    J,
+    FORWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TERMS: tl.constexpr,
+    PIECES: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """The tile of that number, first those of X21 and then those of X12, or a piece of its sum unless that is None."""
+    below = _tiles(out[2][0], J, BLOCK)
+    i = J + BLOCK + tile * BLOCK
+    if tile < below:
+        if piece is None:
+            _tile(out, LU, X, order, inverses, sums, i, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT, False)
+        else:
+            _piece(out, LU, order, sums, i, J, piece, FORWARD, BLOCK, TERMS, PIECES, False)
+    else:
+        i -= below * BLOCK
+        if piece is None:
+            _tile(out, LU, X, order, inverses, sums, i, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT, True)
+        else:
+            _piece(out, LU, order, sums, i, J, piece, FORWARD, BLOCK, TERMS, PIECES, True)
+
+
+@triton.jit
+def _task(
+    out,
+    LU,
+    X,
+    order,
+    inverses,
+    sums,
+    task,
+    J,
+    TILES: tl.constexpr,
+    FORWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TERMS: tl.constexpr,
+    PIECES: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """A tile if TILES; else the diagonal block for number 0, and pieces for the others."""
+    if TILES:
+        _tile_or_piece(out, LU, X, order, inverses, sums, task, None, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT)
+    elif not SPLIT or task == 0:
+        _diagonal_block(out, LU, X, order, inverses, sums, J, FORWARD, BLOCK)
+    else:
+        tile = (task - 1) // PIECES
+        piece = (task - 1) % PIECES
+        following = J if FORWARD else J - BLOCK
+        _tile_or_piece(out, LU, X, order, inverses, sums, tile, piece, following, FORWARD, BLOCK, TERMS, PIECES, SPLIT)
+
+
+@triton.jit(do_not_specialize=["tasks"])
+def step_kernel(
+    out_ptr,
+    LU_ptr,
+    order_ptr,
+    X_ptr,
+    out_strides,
+    LU_strides,
+    order_strides,
+    X_strides,
+    shape,
+    inverses_ptr,
+    inverses_strides,
+    sums_ptr,
+    sums_strides,
+    J,
+    tasks,
+    TILES: tl.constexpr,
+    FORWARD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TERMS: tl.constexpr,
+    PIECES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    batch = (tl.program_id(0) // tasks).to(tl.int64) + tl.arange(0, 1)
+    _task(
+        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
+        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
+        (X_ptr, X_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, RAGGED),
+        (order_ptr, order_strides, shape, batch),
+        (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),
+        (sums_ptr, sums_strides, shape, batch, COMPONENTS, False, False),
+        tl.program_id(0) % tasks,
+        J,
+        TILES,
+        FORWARD,
+        BLOCK,
+        TERMS,
+        PIECES,
+        SPLIT,
+    )
+
+
+def workspace(out, *, block, pieces, split, **_):
+    """Uninitialized `order`, `inverses` and `sums` for a result like `out` and a kernel with these options."""
     batch_size, m, n = out.shape
     blocks_below, blocks_right = triton.cdiv(m, block), triton.cdiv(n, block)
     order = torch.empty(batch_size, m, dtype=torch.int32, device=out.device)
     inverses = out.new_empty(batch_size, 2 * block * min(blocks_below, blocks_right), block)
-    sums = out.new_empty(batch_size, block * (blocks_below + blocks_right), block)
+    numbers = 1 + pieces if split else 1
+    sums = out.new_empty(batch_size, numbers * block * (blocks_below + blocks_right), block)
     return order, inverses, sums
 
 
-def vjp(out, LU, pivots, G, order, inverses, sums, *, block, terms, num_warps):
+def vjp(out, LU, pivots, G, order, inverses, sums, **options):
     """Writes the backward of LU to `out`: `warp.vjp` for any m and n.
 
-    `order`, `inverses` and `sums` are those of `workspace` and hold nothing of use afterwards. `block` is the width of
-    the diagonal blocks and of the tiles, `terms`, at most as many, that of the pieces in which sums load their factors:
-    powers of two from 16 on.
+    `order`, `inverses` and `sums` are those of `workspace` and hold nothing of use afterwards. Options:
+
+    block: the width of the diagonal blocks and of the tiles, a power of two from 16 on.
+    terms: how many terms of a sum are loaded at once, a power of two from 16 to `block`.
+    pieces: in how many pieces the sums are added up.
+    split: whether programs of their own do that; the result is the same.
+    num_warps
     """
-    _launch(False, out, LU, pivots, G, order, inverses, sums, block, terms, num_warps)
+    _launch(False, out, LU, pivots, G, order, inverses, sums, **options)
 
 
-def jvp(out, LU, pivots, E, order, inverses, sums, *, block, terms, num_warps):
+def jvp(out, LU, pivots, E, order, inverses, sums, **options):
     """Writes the forward mode of LU to `out`: `warp.jvp` for any m and n. Arguments as those of `vjp`, E for G."""
-    _launch(True, out, LU, pivots, E, order, inverses, sums, block, terms, num_warps)
+    _launch(True, out, LU, pivots, E, order, inverses, sums, **options)
 
 
-def _launch(forward, out, LU, pivots, x, order, inverses, sums, block, terms, num_warps):
+def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms, pieces, split, num_warps):
     if out.numel() == 0:
         return
     batch_size, m, n = out.shape
@@ -480,22 +449,30 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, block, terms, nu
     args, constants = launch.arguments(out, LU, order, x, block)
     constants["BLOCK"] = block
     constants["RAGGED"] = m % block != 0 or n % block != 0
-    constants["PRECISION"] = "tf32x3" if out.dtype in (torch.float32, torch.complex64) else "ieee"
     for blocks_of_rows in (inverses, sums):
         real = torch.view_as_real(blocks_of_rows) if out.is_complex() else blocks_of_rows
         args += (real, blocks_of_rows.stride())
 
-    common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED", "PRECISION")}
+    common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
     programs = triton.cdiv(k, block) + triton.cdiv(m, 128)
     prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=128, **common, num_warps=1)
 
-    constants |= {"FORWARD": forward, "TERMS": terms, "num_warps": num_warps, "num_stages": 1}
-    starts = range(0, k, block)
-    for J in starts if forward else reversed(starts):
-        tiles = sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
-        if forward:
-            diagonal_kernel[(batch_size,)](*args, J, **constants)
-        if tiles:
-            tiles_kernel[(batch_size * tiles,)](*args, J, **constants)
-        if not forward:
-            diagonal_kernel[(batch_size,)](*args, J, **constants)
+    constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
+    constants |= {"num_warps": num_warps, "num_stages": 1}
+
+    def tiles_after(J):
+        return sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
+
+    def diagonal(J):
+        following = J if forward else J - block
+        tasks = 1 + tiles_after(following) * pieces if split and following >= 0 else 1
+        step_kernel[(batch_size * tasks,)](*args, J, tasks, TILES=False, **constants)
+
+    def tiles(J):
+        tasks = tiles_after(J)
+        if tasks > 0:
+            step_kernel[(batch_size * tasks,)](*args, J, tasks, TILES=True, **constants)
+
+    for J in range(0, k, block) if forward else reversed(range(0, k, block)):
+        for launch_ in (diagonal, tiles) if forward else (tiles, diagonal):
+            launch_(J)

@@ -29,48 +29,10 @@ blocks of 32 addresses are computed again too, by `disable_licm`; with blocks of
 In float64 above n = 64 the L2 cache is the limit: blocks of 32 read S half as often, and have work for two warps.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from . import blocks, field, launch, layout, permutation
-
-
-@triton.jit
-def _load(
-    x,
-    row,
-    col,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    TRANSPOSED: tl.constexpr = False,
-    DIAGONAL: tl.constexpr = 0.0,
-    source=None,
-):
-    """The block at (row, col) of a matrix, or of its transpose; row i of the matrix is its row source[i] if given."""
-    ptr, strides, shape, batch = x[:4]
-    COMPONENTS: tl.constexpr = x[4]
-    BY_COLUMN: tl.constexpr = x[5]
-    if TRANSPOSED:
-        block = blocks.load(
-            ptr, strides, shape, batch, col, row, COMPONENTS, BY_COLUMN, True, DIAGONAL, COLS, ROWS, source
-        )
-        return layout.transpose(block)
-    else:
-        return blocks.load(
-            ptr, strides, shape, batch, row, col, COMPONENTS, BY_COLUMN, True, DIAGONAL, ROWS, COLS, source
-        )
-
-
-@triton.jit
-def _store(x, block, row, col, TRANSPOSED: tl.constexpr = False, destination=None):
-    """`_load` the other way."""
-    ptr, strides, shape, batch = x[:4]
-    BY_COLUMN: tl.constexpr = x[5]
-    if TRANSPOSED:
-        blocks.store(ptr, strides, shape, batch, destination, layout.transpose(block), col, row, BY_COLUMN, True)
-    else:
-        blocks.store(ptr, strides, shape, batch, destination, block, row, col, BY_COLUMN, True)
 
 
 @triton.jit
@@ -90,43 +52,45 @@ def _opaque(index, shape):
 
 
 @triton.jit
-def _store_inverses(out, LU, order, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
+def _store_inverses(out, LU, order, BLOCK: tl.constexpr):
     """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`."""
     shape = out[2]
     for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=BLOCK == 32):
         J = _opaque(first, shape)
-        L_inverse, U_inverse = blocks.inverse(_load(LU, J, J, 16, 16, DIAGONAL=1.0))
-        _store(
+        L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J, J, 16, 16, DIAGONAL=1.0))
+        blocks.store(
             out, blocks.merge(L_inverse, U_inverse), J, J, destination=None if order is None else _rows(order, J, 16)
         )
     tl.debug_barrier()
     if BLOCK == 32:
-        _join_inverses(out, LU, order, PRECISION)
+        _join_inverses(out, LU, order)
 
 
 @triton.jit
-def _join_inverses(out, LU, order, PRECISION: tl.constexpr):
+def _join_inverses(out, LU, order):
     """Completes the inverses of blocks of 16 to those of blocks of 32: for U they lack -U11^-1 U12 U22^-1."""
     shape = out[2]
     for first in tl.range(0, tl.minimum(shape[0], shape[1]), 32, disable_licm=True):
         J = _opaque(first, shape)
         top = None if order is None else _rows(order, J, 16)
         bottom = None if order is None else _rows(order, J + 16, 16)
-        inverse11 = _load(out, J, J, 16, 16, DIAGONAL=1.0, source=top)
-        inverse22 = _load(out, J + 16, J + 16, 16, 16, DIAGONAL=1.0, source=bottom)
-        upper = field.dot(_load(LU, J, J + 16, 16, 16), blocks.upper(inverse22), PRECISION)
-        upper = field.dot(blocks.upper(inverse11), upper, PRECISION)
-        _store(out, field.negate(upper), J, J + 16, destination=top)
-        lower = field.dot(_load(LU, J + 16, J, 16, 16), blocks.unit_lower(inverse11), PRECISION)
-        lower = field.dot(blocks.unit_lower(inverse22), lower, PRECISION)
-        _store(out, field.negate(lower), J + 16, J, destination=bottom)
+        inverse11 = blocks.load(out, J, J, 16, 16, DIAGONAL=1.0, source=top)
+        inverse22 = blocks.load(out, J + 16, J + 16, 16, 16, DIAGONAL=1.0, source=bottom)
+        upper = field.dot(blocks.load(LU, J, J + 16, 16, 16), blocks.upper(inverse22))
+        upper = field.dot(blocks.upper(inverse11), upper)
+        blocks.store(out, field.negate(upper), J, J + 16, destination=top)
+        lower = field.dot(blocks.load(LU, J + 16, J, 16, 16), blocks.unit_lower(inverse11))
+        lower = field.dot(blocks.unit_lower(inverse22), lower)
+        blocks.store(out, field.negate(lower), J + 16, J, destination=bottom)
     tl.debug_barrier()
 
 
 @triton.jit
 def _load_inverse(out, J, order, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
     """U^-1 of a diagonal block, or L^-T."""
-    packed = _load(out, J, J, BLOCK, BLOCK, DIAGONAL=1.0, source=None if order is None else _rows(order, J, BLOCK))
+    packed = blocks.load(
+        out, J, J, BLOCK, BLOCK, DIAGONAL=1.0, source=None if order is None else _rows(order, J, BLOCK)
+    )
     if TRANSPOSED:
         return layout.transpose(blocks.unit_lower(packed))
     else:
@@ -144,7 +108,6 @@ def _vjp_side(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Finds X21; returns W11 - triu(L21^H X21), W11 - tril(X12 U12^H, -1) of transposed matrices."""
     shape = out[2]
@@ -152,20 +115,20 @@ def _vjp_side(
     R = J + BLOCK
     for first_row in tl.range(R, size, ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first_row, shape)
-        W = _load(G, i, J, ROWS, BLOCK, TRANSPOSED)
+        W = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
         total = field.constant_like(W, 0.0)
         rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
         for first_col in tl.range(R, size, 16, disable_licm=BLOCK == 32):
             c = _opaque(first_col, shape)
             source = _rows(destination, c, 16) if TRANSPOSED else rows
-            S = _load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
-            U12 = _load(LU, J, c, BLOCK, 16, TRANSPOSED)
-            total = field.add(total, field.dot(S, blocks.adjoint(U12), PRECISION))
+            S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
+            U12 = blocks.load(LU, J, c, BLOCK, 16, TRANSPOSED)
+            total = field.add(total, field.dot(S, blocks.adjoint(U12)))
         U_inverse = _load_inverse(out, J, destination, BLOCK, TRANSPOSED)
-        X21 = field.dot(field.subtract(W, total), blocks.adjoint(U_inverse), PRECISION)
-        _store(out, X21, i, J, TRANSPOSED, rows)
-        L21 = _load(LU, i, J, ROWS, BLOCK, TRANSPOSED)
-        product = field.dot(blocks.adjoint(L21), X21, PRECISION)
+        X21 = field.dot(field.subtract(W, total), blocks.adjoint(U_inverse))
+        blocks.store(out, X21, i, J, TRANSPOSED, rows)
+        L21 = blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED)
+        product = field.dot(blocks.adjoint(L21), X21)
         if TRANSPOSED:
             W11 = field.subtract(W11, blocks.strictly_lower(layout.transpose(product)))
         else:
@@ -174,21 +137,21 @@ def _vjp_side(
 
 
 @triton.jit
-def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
+def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     shape = out[2]
-    _store_inverses(out, LU, destination, BLOCK, PRECISION)
+    _store_inverses(out, LU, destination, BLOCK)
     steps = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
     for step in tl.range(steps, disable_licm=BLOCK == 32):
         J = _opaque((steps - 1 - step) * BLOCK, shape)
-        W11 = _load(G, J, J, BLOCK, BLOCK)
-        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, False, PRECISION)
-        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, True, PRECISION)
-        B11 = _load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+        W11 = blocks.load(G, J, J, BLOCK, BLOCK)
+        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, False)
+        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, True)
+        B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
         U_inverse = _load_inverse(out, J, destination, BLOCK, False)
         L_inverse = layout.transpose(_load_inverse(out, J, destination, BLOCK, True))
-        X11 = blocks.vjp(B11, L_inverse, U_inverse, W11, PRECISION)
+        X11 = blocks.vjp(B11, L_inverse, U_inverse, W11)
         tl.debug_barrier()
-        _store(out, X11, J, J, destination=_rows(destination, J, BLOCK))
+        blocks.store(out, X11, J, J, destination=_rows(destination, J, BLOCK))
         tl.debug_barrier()
 
 
@@ -210,37 +173,33 @@ def vjp_tile_kernel(
     OUT_BY_COLUMN: tl.constexpr,
     LU_BY_COLUMN: tl.constexpr,
     IN_BY_COLUMN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch >= 0, N)
     _vjp(
-        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN),
-        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN),
-        (G_ptr, G_strides, shape, batch, COMPONENTS, IN_BY_COLUMN),
+        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, True),
+        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
+        (G_ptr, G_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, True),
         order,
         BLOCK,
         ROWS,
-        PRECISION,
     )
 
 
 @triton.jit
-def _jvp_remainder(
-    out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr
-):
+def _jvp_remainder(out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """dA - dL20 U01 - L20 dU01, at (i, J)."""
     rows = _rows(source, J, BLOCK) if TRANSPOSED else _rows(source, i, ROWS)
-    W = _load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
+    W = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
     total = field.constant_like(W, 0.0)
     for first in tl.range(0, J, 16, disable_licm=BLOCK == 32):
         c = _opaque(first, out[2])
-        dL = _load(out, i, c, ROWS, 16, TRANSPOSED)
-        U = _load(LU, c, J, 16, BLOCK, TRANSPOSED)
-        total = field.add(total, field.dot(dL, U, PRECISION))
-        L = _load(LU, i, c, ROWS, 16, TRANSPOSED)
-        dU = _load(out, c, J, 16, BLOCK, TRANSPOSED)
-        total = field.add(total, field.dot(L, dU, PRECISION))
+        dL = blocks.load(out, i, c, ROWS, 16, TRANSPOSED)
+        U = blocks.load(LU, c, J, 16, BLOCK, TRANSPOSED)
+        total = field.add(total, field.dot(dL, U))
+        L = blocks.load(LU, i, c, ROWS, 16, TRANSPOSED)
+        dU = blocks.load(out, c, J, 16, BLOCK, TRANSPOSED)
+        total = field.add(total, field.dot(L, dU))
     return field.subtract(W, total)
 
 
@@ -255,35 +214,34 @@ def _jvp_side(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Finds dL21."""
     shape = out[2]
     for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first, shape)
-        W = _jvp_remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED, PRECISION)
-        W = field.subtract(W, field.dot(_load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11, PRECISION))
+        W = _jvp_remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED)
+        W = field.subtract(W, field.dot(blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11))
         U_inverse = _load_inverse(out, J, None, BLOCK, TRANSPOSED)
-        _store(out, field.dot(W, U_inverse, PRECISION), i, J, TRANSPOSED)
+        blocks.store(out, field.dot(W, U_inverse), i, J, TRANSPOSED)
 
 
 @triton.jit
-def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
+def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     shape = out[2]
-    _store_inverses(out, LU, None, BLOCK, PRECISION)
+    _store_inverses(out, LU, None, BLOCK)
     for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=BLOCK == 32):
         J = _opaque(first, shape)
-        W11 = _jvp_remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False, PRECISION)
-        B11 = _load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+        W11 = _jvp_remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False)
+        B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
         U_inverse = _load_inverse(out, J, None, BLOCK, False)
         L_inverse = layout.transpose(_load_inverse(out, J, None, BLOCK, True))
-        dB11 = blocks.jvp(B11, L_inverse, U_inverse, W11, PRECISION)
+        dB11 = blocks.jvp(B11, L_inverse, U_inverse, W11)
         dU11 = blocks.upper(dB11)
         dL11 = blocks.strictly_lower(dB11)
-        _jvp_side(out, LU, E, source, dU11, J, BLOCK, ROWS, False, PRECISION)
-        _jvp_side(out, LU, E, source, layout.transpose(dL11), J, BLOCK, ROWS, True, PRECISION)
+        _jvp_side(out, LU, E, source, dU11, J, BLOCK, ROWS, False)
+        _jvp_side(out, LU, E, source, layout.transpose(dL11), J, BLOCK, ROWS, True)
         tl.debug_barrier()
-        _store(out, dB11, J, J)
+        blocks.store(out, dB11, J, J)
         tl.debug_barrier()
 
 
@@ -305,18 +263,16 @@ def jvp_tile_kernel(
     OUT_BY_COLUMN: tl.constexpr,
     LU_BY_COLUMN: tl.constexpr,
     IN_BY_COLUMN: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch >= 0, N)
     _jvp(
-        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN),
-        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN),
-        (E_ptr, E_strides, shape, batch, COMPONENTS, IN_BY_COLUMN),
+        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, True),
+        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
+        (E_ptr, E_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, True),
         order,
         BLOCK,
         ROWS,
-        PRECISION,
     )
 
 
@@ -336,6 +292,4 @@ def _launch(kernel, out, LU, pivots, x, block, rows, num_warps):
     N = triton.next_power_of_2(max(out.shape[1:]))
     args, constants = launch.arguments(out, LU, pivots, x, N)
     del constants["RAGGED"]  # the kernels test every access
-    precision = "tf32x3" if out.dtype in (torch.float32, torch.complex64) else "ieee"
-    options = {"num_warps": num_warps, "num_stages": 1}
-    kernel[out.shape[:1]](*args, N=N, BLOCK=block, ROWS=rows, **constants, PRECISION=precision, **options)
+    kernel[out.shape[:1]](*args, N=N, BLOCK=block, ROWS=rows, **constants, num_warps=num_warps, num_stages=1)
