@@ -54,12 +54,12 @@ def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
     first = batch[:, None] * strides[0]
     own = tl.load(pivots_ptr + first + rows.to(tl.int64) * strides[1], rows < end, other=0)
     destination = tl.where(rows < end, _chosen(own, shape), rows)
+    lane = tl.arange(0, 32)[None, :]
     for chunk in range(tl.cdiv(end, 32) - 1, -1, -1):
-        pivots = ()
-        for i in tl.static_range(32):
-            step = chunk * 32 + i + tl.zeros_like(batch)
-            pivots += (tl.load(pivots_ptr + first + (step * strides[1])[:, None], step < end, other=0) - 1,)
+        steps = chunk * 32 + lane
+        pivots = tl.load(pivots_ptr + first + steps.to(tl.int64) * strides[1], steps < end, other=0) - 1
         for i in tl.static_range(31, -1, -1):
             step = chunk * 32 + i
-            destination = tl.where((destination == pivots[i]) & (rows > step), step, destination)
+            pivot = tl.gather(pivots, tl.full(rows.shape, i, tl.int32), 1)
+            destination = tl.where((destination == pivot) & (rows > step), step, destination)
     return destination

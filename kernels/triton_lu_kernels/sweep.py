@@ -18,7 +18,7 @@ and its tangent, left-looking, from the first J to the last, is jvp: with A = P^
     dB11 = jvp(A11 - dL10 U01 - L10 dU01)
     dL21 = (A21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1       dU12 = L11^-1 (A12 - dL10 U02 - L10 dU02 - dL11 U12)
 
-Grids: one axis. `prepare_kernel` has one program for every diagonal block and one for every 128 rows of a matrix; then
+Grids: one axis. `prepare_kernel` has one program for every diagonal block and one for every 32 rows of a matrix; then
 for each J `tiles_kernel` one for every tile of BLOCK rows of X21 or columns of X12, and `diagonal_kernel` one for X11.
 Tiles of X12 are computed by the code of X21, on transposed matrices. The products that X11 needs are summed by tile:
 `tiles_kernel` leaves each tile's part in `sums`, where jvp adds up those for all later diagonal blocks. What one launch
@@ -454,8 +454,8 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms,
         args += (real, blocks_of_rows.stride())
 
     common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
-    programs = triton.cdiv(k, block) + triton.cdiv(m, 128)
-    prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=128, **common, num_warps=1)
+    programs = triton.cdiv(k, block) + triton.cdiv(m, 32)
+    prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=32, **common, num_warps=1)
 
     constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
     constants |= {"num_warps": num_warps, "num_stages": 1}
