@@ -5,7 +5,7 @@
 
 Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [batch, m] takes the row
 of P X at which each row of X arrives; `inverses` [batch, rows, BLOCK] the inverse of every diagonal block of L, each
-followed by the transposed inverse of the same block of U; `sums` [batch, rows, BLOCK] blocks for every tile.
+followed by the transposed inverse of the same block of U; `sums` [batch, rows, BLOCK] one block or more for every tile.
 
 J is a diagonal block of width BLOCK, R the rows or columns after it, S = W[R, R]; all products with the inverses are
 products of blocks of the sweep. The blocked factorization reversed, from the last J to the first, is vjp,
@@ -18,16 +18,17 @@ and its tangent, left-looking, from the first J to the last, is jvp: with A = P^
     dB11 = jvp(A11 - dL10 U01 - L10 dU01)
     dL21 = (A21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1       dU12 = L11^-1 (A12 - dL10 U02 - L10 dU02 - dL11 U12)
 
-Grids: one axis. `prepare_kernel` has one program for every diagonal block and one for every 32 rows of a matrix; then
-for each J `tiles_kernel` one for every tile of BLOCK rows of X21 or columns of X12, and `diagonal_kernel` one for X11.
-Tiles of X12 are computed by the code of X21, on transposed matrices. The products that X11 needs are summed by tile:
-`tiles_kernel` leaves each tile's part in `sums`, where jvp adds up those for all later diagonal blocks. What one launch
-has written, rows of X in their places in P X, the next reads. Every sum has one order, and none crosses matrices.
+Grids: one axis. `prepare_kernel` has one program for every diagonal block and one for every 32 rows of a matrix. Then
+`step_kernel` is launched twice for each J: with one program for every tile of BLOCK rows of X21 or columns of X12, and
+with one for X11. Tiles of X12 are computed by the code of X21, on transposed matrices. The products that X11 needs are
+summed by tile: each tile's part is left in `sums`, where jvp adds up those for all later diagonal blocks. What one
+launch has written, rows of X in their places in P X, the next reads.
 
-The sums with S, or over what comes before J, consist of PIECES, each summed by itself, and of the terms that the last
-diagonal block found has made known. If SPLIT, `diagonal_kernel` has a program for every piece of every tile of the J
-that is next, and leaves it in `sums`: so that a few matrices, too, have work for all multiprocessors, in as many
-launches. If not, `tiles_kernel` sums the pieces itself. Either way the same numbers are added in the same order.
+The sum for a tile, of S U12^H or dL20 U01 + L20 dU01, is that of at most PIECES sums of equal length; in vjp the terms
+that have waited for the last diagonal block are one more. If SPLIT, the launch for X11 has programs for all these
+pieces of all the tiles that come next, so that one large matrix has work for all multiprocessors; if not, a tile's own
+program sums them. Both add the same numbers in the same order, and no sum crosses matrices: a matrix gets the same bits
+in any batch.
 
 With `disable_licm` addresses are computed where they are used: moved out of the loops, they spill.
 """
@@ -145,7 +146,7 @@ def _pieces(
     PIECES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):
-    """The first term and the end of the pieces of the sum for a tile, and the length of one."""
+    """The first term of the pieces of the sum for a tile, the end of the last one, and the length of the others."""
     if FORWARD:
         first = 0
         end = J
@@ -351,7 +352,7 @@ def _task(
     PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """A tile if TILES; else the diagonal block for number 0, and pieces for the others."""
+    """A tile if TILES; else the diagonal block for number 0, and a piece for any other."""
     if TILES:
         _tile_or_piece(out, LU, X, order, inverses, sums, task, None, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT)
     elif not SPLIT or task == 0:
@@ -429,8 +430,8 @@ def vjp(out, LU, pivots, G, order, inverses, sums, **options):
 
     block: the width of the diagonal blocks and of the tiles, a power of two from 16 on.
     terms: how many terms of a sum are loaded at once, a power of two from 16 to `block`.
-    pieces: in how many pieces the sums are added up.
-    split: whether programs of their own do that; the result is the same.
+    pieces: of how many sums the sum for a tile consists.
+    split: whether these have programs of their own; the result is the same.
     num_warps
     """
     _launch(False, out, LU, pivots, G, order, inverses, sums, **options)
@@ -457,22 +458,15 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms,
     programs = triton.cdiv(k, block) + triton.cdiv(m, 32)
     prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=32, **common, num_warps=1)
 
-    constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
-    constants |= {"num_warps": num_warps, "num_stages": 1}
-
     def tiles_after(J):
         return sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
 
-    def diagonal(J):
+    constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
+    options = {"num_warps": num_warps, "num_stages": 1}
+    for J in range(0, k, block) if forward else reversed(range(0, k, block)):
         following = J if forward else J - block
         tasks = 1 + tiles_after(following) * pieces if split and following >= 0 else 1
-        step_kernel[(batch_size * tasks,)](*args, J, tasks, TILES=False, **constants)
-
-    def tiles(J):
-        tasks = tiles_after(J)
-        if tasks > 0:
-            step_kernel[(batch_size * tasks,)](*args, J, tasks, TILES=True, **constants)
-
-    for J in range(0, k, block) if forward else reversed(range(0, k, block)):
-        for launch_ in (diagonal, tiles) if forward else (tiles, diagonal):
-            launch_(J)
+        launches = [(False, tasks), (True, tiles_after(J))]
+        for of_tiles, tasks in launches if forward else reversed(launches):
+            if tasks > 0:
+                step_kernel[(batch_size * tasks,)](*args, J, tasks, TILES=of_tiles, **constants, **options)

@@ -2,6 +2,7 @@
 launches and traffic. The matrices are smaller than planned: the emulator takes its time."""
 
 import re
+from dataclasses import asdict
 
 import ptxrun
 import pytest
@@ -25,14 +26,15 @@ def problem(batch, shape, dtype):
     return by_column(LU), pivots, torch.randn(batch, *shape, dtype=dtype, generator=generator)
 
 
-def run(name, LU, pivots, X, **options):
+def run(name, LU, pivots, X, split=True, **options):
     """The result, in an output and with workspaces that held NaN before, and the reports of the launches."""
-    chosen = plan.kernel(name, 256, 256, X.dtype)
+    constants = asdict(plan.kernel(name, 256, 256, X.dtype)) | {"split": split}
     out = torch.empty(X.shape, dtype=X.dtype)
-    order, inverses, sums = sweep.workspace(out, block=chosen.block)
+    order, inverses, sums = sweep.workspace(
+        out, block=constants["block"], pieces=constants["pieces"], split=constants["split"]
+    )
     for x in (out, inverses, sums):
         x.fill_(torch.nan)
-    constants = {"block": chosen.block, "terms": chosen.terms, "num_warps": chosen.num_warps}
     with ptxrun.device(**options) as reports:
         getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **constants)
     return out, reports
@@ -44,24 +46,33 @@ def assert_agrees(out, name, LU, pivots, X):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "dtype", "target"),
+    ("name", "shape", "dtype", "target", "schedule"),
     [
-        ("vjp", (70, 75), torch.float32, "sm_90"),
-        ("jvp", (70, 75), torch.float32, "sm_90"),
-        ("vjp", (70, 75), torch.float32, "sm_80"),
-        ("jvp", (70, 75), torch.float32, "sm_80"),
-        ("vjp", (20, 66), torch.float64, "sm_90"),
-        ("jvp", (34, 20), torch.complex64, "sm_80"),  # in the other combinations compilation takes long
+        ("vjp", (70, 200), torch.float32, "sm_90", "lockstep"),
+        ("jvp", (135, 140), torch.float32, "sm_90", "warps"),
+        ("vjp", (135, 140), torch.float32, "sm_80", "warps-reversed"),
+        ("jvp", (200, 70), torch.float32, "sm_80", "lockstep"),
+        ("vjp", (20, 66), torch.float64, "sm_90", "warps"),
+        ("jvp", (66, 20), torch.complex64, "sm_80", "lockstep"),  # in the other combinations compilation takes long
     ],
     ids=str,
 )
-def test_correct_and_free_of_races(name, shape, dtype, target):
+def test_correct_and_free_of_races(name, shape, dtype, target, schedule):
     args = problem(1, shape, dtype)
-    out, reports = run(name, *args, target=target, explicit_barriers=True)
+    out, reports = run(name, *args, target=target, schedule=schedule, explicit_barriers=True)
     for report in reports:
         assert not report.errors
         assert not report.warnings
     assert_agrees(out, name, *args)
+
+
+@pytest.mark.parametrize(("name", "target"), [("vjp", "sm_90"), ("jvp", "sm_80")])
+def test_same_bits_with_split_sums(name, target):
+    args = problem(2, (135, 140), torch.float32)
+    together, reports = run(name, *args, split=False, target=target, explicit_barriers=True)
+    assert not any(report.errors or report.warnings for report in reports)
+    alone, _ = run(name, *(x[:1] for x in args), split=True, target=target, check=False)
+    assert torch.equal(together[:1], alone)
 
 
 @pytest.mark.parametrize("name", MAPS)
