@@ -33,6 +33,15 @@ def test_kernels_serve_their_sizes(name, dtype):
                 assert all(value & (value - 1) == 0 for value in dataclasses.asdict(chosen).values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_sums_are_split_where_tiles_are_few(dtype):
+    for m, n in itertools.product((129, 200, 512, 1000, plan.LIBRARY - 1), repeat=2):
+        split = [plan.kernel("vjp", m, n, dtype, batch).split for batch in BATCHES]
+        assert split[0]
+        assert not split[-1]
+        assert split == sorted(split, reverse=True)  # up to one size of the batch
+
+
 def test_plans_are_immutable_and_equal_for_equal_problems():
     chosen = plan.kernel("vjp", 16, 16, torch.float32)
     assert chosen == plan.kernel("vjp", 16, 16, torch.float32)
