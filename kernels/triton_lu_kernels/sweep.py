@@ -137,6 +137,12 @@ def _sum_row(shape, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr, number=0):
 
 
 @triton.jit
+def _part(sums, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """What the tile at i has left in `sums`."""
+    return blocks.load(sums, _sum_row(sums[2], i, BLOCK, TRANSPOSED), 0, BLOCK, BLOCK)
+
+
+@triton.jit
 def _pieces(
     shape,
     J,
@@ -262,7 +268,7 @@ def _tile(
         blocks.store(out, W, i, J, TRANSPOSED)
         part = field.dot(W, blocks.load(LU, J, i, BLOCK, BLOCK, TRANSPOSED))
         if J > 0:
-            part = field.add(part, blocks.load(sums, row, 0, BLOCK, BLOCK))
+            part = field.add(part, _part(sums, i, BLOCK, TRANSPOSED))
     else:
         W = field.dot(W, field.conjugate(inverse))
         blocks.store(out, W, i, J, TRANSPOSED, destination=places)
@@ -271,27 +277,29 @@ def _tile(
 
 
 @triton.jit
-def _sum(sums, first, end, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """The sum of the parts that the tiles from `first` to `end` have left in `sums`."""
+def _sum(sums, first, end, BLOCK: tl.constexpr, SPLIT: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The sum of the parts of the tiles from `first` to `end`: four at a time, where registers are not what limits."""
     total = field.zeros((BLOCK, BLOCK), sums[0].dtype.element_ty, sums[4])
-    for i in tl.range(first, end, BLOCK, disable_licm=True, loop_unroll_factor=4):
-        total = field.add(total, blocks.load(sums, _sum_row(sums[2], i, BLOCK, TRANSPOSED), 0, BLOCK, BLOCK))
+    for i in tl.range(first, end, BLOCK, disable_licm=True, loop_unroll_factor=4 if SPLIT else 1):
+        total = field.add(total, _part(sums, i, BLOCK, TRANSPOSED))
     return layout.transpose(total) if TRANSPOSED else total
 
 
 @triton.jit
-def _diagonal_block(out, LU, X, order, inverses, sums, J, FORWARD: tl.constexpr, BLOCK: tl.constexpr):
+def _diagonal_block(
+    out, LU, X, order, inverses, sums, J, FORWARD: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr
+):
     """X11 or dB11."""
     m, n = out[2]
     places = _places(order, J, BLOCK)
     W = blocks.load(X, J, J, BLOCK, BLOCK, source=places if FORWARD else None)
     if FORWARD:
-        end = tl.minimum(J, 1)  # nothing has been summed for the first block
-        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, False))
-        W = field.subtract(W, _sum(sums, J, J + end, BLOCK, True))
+        if J > 0:
+            W = field.subtract(W, _part(sums, J, BLOCK, False))
+            W = field.subtract(W, layout.transpose(_part(sums, J, BLOCK, True)))
     else:
-        lower = _sum(sums, J + BLOCK, n, BLOCK, True)
-        upper = _sum(sums, J + BLOCK, m, BLOCK, False)
+        lower = _sum(sums, J + BLOCK, n, BLOCK, SPLIT, True)
+        upper = _sum(sums, J + BLOCK, m, BLOCK, SPLIT, False)
         W = field.subtract(W, blocks.merge(lower, upper))
     B = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
     L_inverse = _inverse(inverses, J, BLOCK, True)
@@ -356,7 +364,7 @@ def _task(
     if TILES:
         _tile_or_piece(out, LU, X, order, inverses, sums, task, None, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT)
     elif not SPLIT or task == 0:
-        _diagonal_block(out, LU, X, order, inverses, sums, J, FORWARD, BLOCK)
+        _diagonal_block(out, LU, X, order, inverses, sums, J, FORWARD, BLOCK, SPLIT)
     else:
         tile = (task - 1) // PIECES
         piece = (task - 1) % PIECES
