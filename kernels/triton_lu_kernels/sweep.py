@@ -420,8 +420,8 @@ def step_kernel(
     )
 
 
-def workspace(out, *, block, pieces, split, **_):
-    """Uninitialized `order`, `inverses` and `sums` for a result like `out` and a kernel with these options."""
+def workspace(out, *, block, pieces, split):
+    """Uninitialized `order`, `inverses` and `sums` for a result like `out` and these options of `vjp` or `jvp`."""
     batch_size, m, n = out.shape
     blocks_below, blocks_right = triton.cdiv(m, block), triton.cdiv(n, block)
     order = torch.empty(batch_size, m, dtype=torch.int32, device=out.device)

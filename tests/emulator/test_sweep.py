@@ -2,7 +2,7 @@
 launches and traffic. The matrices are smaller than planned: the emulator takes its time."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import ptxrun
 import pytest
@@ -28,15 +28,13 @@ def problem(batch, shape, dtype):
 
 def run(name, LU, pivots, X, split=True, **options):
     """The result, in an output and with workspaces that held NaN before, and the reports of the launches."""
-    constants = asdict(plan.kernel(name, 256, 256, X.dtype)) | {"split": split}
+    chosen = replace(plan.kernel(name, 256, 256, X.dtype), split=split)
     out = torch.empty(X.shape, dtype=X.dtype)
-    order, inverses, sums = sweep.workspace(
-        out, block=constants["block"], pieces=constants["pieces"], split=constants["split"]
-    )
+    order, inverses, sums = sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=split)
     for x in (out, inverses, sums):
         x.fill_(torch.nan)
     with ptxrun.device(**options) as reports:
-        getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **constants)
+        getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **asdict(chosen))
     return out, reports
 
 

@@ -19,14 +19,14 @@ def problem(batch, m, n, dtype, kinds=("gaussian",)):
     return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator)
 
 
-def run(name, LU, pivots, X, out=None, block=16, pieces=2, split=True):
+def run(name, LU, pivots, X, out=None, block=16, split=True):
     """The map's result; the output and the workspaces held NaN before."""
     out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
-    options = {"block": block, "terms": 16, "pieces": pieces, "split": split, "num_warps": 4}
+    options = {"block": block, "pieces": 2, "split": split}
     order, inverses, sums = sweep.workspace(out, **options)
     for x in (out, inverses, sums):
         x.fill_(torch.nan)
-    getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **options)
+    getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **options, terms=16, num_warps=4)
     return out
 
 
@@ -136,9 +136,9 @@ def test_order_of_rows(m):
     pivots = torch.stack([(step + 1).clamp(max=m), step.new_full((k,), m), random]).int()
     X = torch.eye(m, k).expand(3, m, k)
     out = torch.empty_like(X, memory_format=torch.contiguous_format)
-    options = {"block": 16, "terms": 16, "pieces": 2, "split": False, "num_warps": 4}
+    options = {"block": 16, "pieces": 1, "split": False}
     order, inverses, sums = sweep.workspace(out, **options)
-    sweep.vjp(out, X, pivots, X, order, inverses, sums, **options)
+    sweep.vjp(out, X, pivots, X, order, inverses, sums, **options, terms=16, num_warps=4)
     assert torch.equal(order.long(), reference.row_order(pivots, m))
 
 
