@@ -262,7 +262,7 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     k = min(m, n)
     if sweep.block >= k:
         return _vjp_block_(W, B)
-    in_place = sweep.span >= k and (m == k or W.ndim == 2)  # the rows of L are contiguous
+    in_place = sweep.span > sweep.block and (m == k or W.ndim == 2)
     width = sweep.block if in_place else sweep.span
     room = _workspace(W, width), _workspace(W, width)
     for J in reversed(_blocks(0, k, sweep.span)):
@@ -292,14 +292,25 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
         if in_place:
             if J.stop < m:
                 _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
-            row.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
-            solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
-            row.conj_physical_()
+            _solve_adjoint_(L11, row, 4 * sweep.block if sweep.span < k else k)
         else:
             X = _place(room[1], row.shape).copy_(row)
             if J.stop < m:
                 _add_product_(X, _adjoint(_part(B, R, J), room[0]), _part(W, R, right), alpha=-1)
             row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
+
+
+def _solve_adjoint_(L: Tensor, X: Tensor, width: int) -> None:
+    """X -> L⁻ᴴ X in place, in blocks of `width` rows: a part of a matrix that is to be solved with is copied."""
+    k = L.shape[-1]
+    X.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
+    for I in reversed(_blocks(0, k, width)):
+        row = rows(X, I.start, I.stop)
+        if I.stop < k:
+            R = slice(I.stop, k)
+            _add_product_(row, _part(L, R, I).mT, rows(X, I.stop, k), alpha=-1)
+        solve_triangular(_part(L, I, I).mT, row, upper=True, unitriangular=True, out=row)
+    X.conj_physical_()
 
 
 def _vjp_block_(W: Tensor, B: Tensor) -> None:
