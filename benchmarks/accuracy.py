@@ -24,7 +24,7 @@ from triton_lu.cli import accuracy, dtype_name
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
 SINGLE, DOUBLE = (torch.float32, torch.complex64), (torch.float64, torch.complex128)
-SIZES = {1: (4, 16, 64, 150, 256, 512, 1024), 8: (4, 16, 64, 128, 150, 256), 600: (4, 8)}
+SIZES = {1: (4, 16, 64, 150, 256, 512, 1024, 2048), 8: (4, 16, 64, 128, 150, 256), 600: (4, 8)}
 """n by the size of the batch: both decide how the sweep runs."""
 LARGEST_IN_EXTENDED_PRECISION = 256
 EXCESS = 3.0

@@ -38,6 +38,18 @@ def test_is_one_setting_of_the_process():
     assert seen == ["triton"]
 
 
+def test_blocks_that_overlap_as_those_of_threads_do():
+    first, second = triton_lu.backend("aten"), triton_lu.backend("aten")
+    with triton_lu.backend("triton"):
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert current() == "aten"
+        second.__exit__(None, None, None)
+        assert current() == "triton"
+    assert current() == "auto"
+
+
 @pytest.mark.parametrize("bad", ["cuda", "", None])
 def test_unknown_choice(bad):
     with (

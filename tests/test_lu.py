@@ -216,3 +216,55 @@ def test_linalg_family_is_that_of_torch():
     LU, pivots = triton_lu.lu(A)
     for x, y in zip(triton_lu.lu_unpack(LU, pivots), torch.lu_unpack(LU, pivots), strict=True):
         assert torch.equal(x, y)
+
+
+def test_pivot_is_a_bool_and_matrices_are_dense():
+    for function in (triton_lu.lu, triton_lu.linalg.lu_factor, triton_lu.linalg.lu_factor_ex, triton_lu.linalg.lu):
+        with pytest.raises(TypeError, match="expects pivot to be a bool; got NoneType"):
+            function(torch.eye(2), pivot=None)
+        with pytest.raises(NotImplementedError, match=r"expects A to be dense .* got torch.sparse_coo"):
+            function(torch.eye(2).to_sparse())
+
+
+CALLS = {
+    "lu_factor": lambda linalg, A, **kwargs: linalg.lu_factor(A, **kwargs),
+    "lu_factor_ex": lambda linalg, A, **kwargs: linalg.lu_factor_ex(A, **kwargs),
+    "lu": lambda linalg, A, **kwargs: linalg.lu(A, **kwargs),
+    "lu_solve": lambda linalg, A, **kwargs: linalg.lu_solve(*torch.linalg.lu_factor(A), A, **kwargs),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+class TestOut:
+    """`out` as in torch.linalg."""
+
+    def expected(self, name, A):
+        results = CALLS[name](torch.linalg, A)
+        return (results,) if isinstance(results, torch.Tensor) else tuple(results)
+
+    def call(self, name, A, out):
+        return CALLS[name](triton_lu.linalg, A, out=out[0] if name == "lu_solve" else out)
+
+    @pytest.mark.parametrize("shape", [(0,), (7, 1), None], ids=str)
+    def test_results_are_written(self, name, shape):
+        A = torch.randn(2, 4, 4)
+        expected = self.expected(name, A)
+        out = tuple(torch.full(x.shape if shape is None else shape, 9, dtype=x.dtype) for x in expected)
+        results = self.call(name, A, out)
+        results = (results,) if name == "lu_solve" else results
+        for x, result, target in zip(expected, results, out, strict=True):
+            assert result is target
+            torch.testing.assert_close(target, x)
+            if shape is not None and name != "lu_solve":
+                assert target.stride() == x.stride()
+
+    def test_derivatives_and_other_dtypes_are_refused(self, name):
+        A = torch.randn(3, 3)
+        empty = tuple(torch.empty(0, dtype=x.dtype) for x in self.expected(name, A))
+        with pytest.raises(RuntimeError, match=rf"`linalg.{name}` has no derivative with out"):
+            self.call(name, A.clone().requires_grad_(), empty)
+        with pytest.raises(RuntimeError, match=rf"`linalg.{name}` expects a tensor of torch.float32 in out; got "):
+            self.call(name, A, (torch.empty(0, dtype=torch.int64), *empty[1:]))
+        if name != "lu_solve":
+            with pytest.raises(TypeError, match=rf"`linalg.{name}` expects out to be {len(empty)} tensors; got 1"):
+                self.call(name, A, empty[:1])

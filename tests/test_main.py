@@ -220,6 +220,12 @@ def test_the_gradient_that_others_are_judged_by(dtype, shape):
     assert accuracy.relative_error(reference.vjp(LU.detach(), pivots, G), exact) < 1e-12
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e300])
+def test_relative_error_does_not_depend_on_the_size_of_the_numbers(size):
+    exact = torch.ones(2, 2, dtype=torch.float64)
+    assert accuracy.relative_error(size * (exact + 1e-3), size * exact) == pytest.approx(1e-3)
+
+
 def test_relative_error_is_that_of_the_worst_and_sees_nan():
     exact = torch.ones(3, 2, 2)
     x = exact.clone()

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import torch
+
 
 def run(code):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -39,3 +41,16 @@ def test_public_names():
         "uninstall",
     }
     assert triton_lu.__version__
+
+
+def test_kernels_without_a_gpu_or_the_interpreter_say_what_is_missing():
+    code = """
+import torch, triton_lu
+with triton_lu.backend("triton"):
+    try:
+        triton_lu.lu(torch.eye(3))
+    except RuntimeError as error:
+        print(error)
+"""
+    if not torch.cuda.is_available():
+        assert "TRITON_INTERPRET=1" in run(code)

@@ -40,7 +40,8 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
 
     Raises:
         torch.linalg.LinAlgError: a pivot is exactly zero (not with get_infos); names the batch element and the pivot.
-        TypeError: A is no tensor. RuntimeError: A has fewer than two dimensions. NotImplementedError: any other dtype.
+        TypeError: A is no tensor, pivot no bool. RuntimeError: A has fewer than two dimensions. NotImplementedError:
+        any other dtype; A is not dense.
     """
     LU, pivots, infos = _factor("lu", A, pivot)
     if get_infos:
@@ -99,6 +100,8 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     _require_tensor(name, "A", A)
+    if not isinstance(pivot, bool):
+        raise TypeError(f"`{name}` expects pivot to be a bool; got {type(pivot).__name__}")
     if A.ndim < 2:
         raise RuntimeError(f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}")
     with without_autocast(A):
@@ -118,5 +121,7 @@ def _computed(name: str, what: str, X: Tensor) -> Tensor:
 def _require_tensor(name: str, argument: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise NotImplementedError(f"`{name}` expects {argument} to be dense (torch.strided); got {x.layout}")
     if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
         from triton_lu import sharding  # noqa: F401  registers the sharding rules

@@ -64,50 +64,51 @@ def eliminate_(A: Tensor) -> None:
 
 def permutation(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
     """Row i of Pᵀ A is row permutation[i] of A. The inverse: row i of P X is row permutation[i] of X."""
-    numbers = torch.arange(m, device=pivots.device)
-    return _exchange(numbers.expand(*pivots.shape[:-1], m), pivots, inverse)
+    return _exchange(pivots, m, inverse, 0).view(*pivots.shape[:-1], m)
 
 
 def _permutation_of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
     """The same with the rows of the whole batch numbered through, as one vector."""
+    return _exchange(pivots, m, inverse, m)
+
+
+def _exchange(pivots: Tensor, m: int, inverse: bool, stride: int) -> Tensor:
+    """The rows, numbered from i stride in matrix i, after the exchanges of the factorization or the same in reverse."""
+    k = pivots.shape[-1]
     batch = pivots.shape[:-1].numel()
-    numbers = torch.arange(batch * m, device=pivots.device).view(batch, m)
-    return _exchange(numbers, pivots.reshape(batch, pivots.shape[-1]), inverse).view(-1)
-
-
-def _exchange(numbers: Tensor, pivots: Tensor, inverse: bool) -> Tensor:
-    """`numbers` after the exchanges of the factorization, or after the same in reverse."""
-    m, k = numbers.shape[-1], pivots.shape[-1]
-    form = plan.permutation(pivots.shape[:-1].numel(), k, pivots.device.type)
+    form = plan.permutation(batch, k, pivots.device.type)
     if form == "links":
-        order = _follow_links(pivots, m)
-        return torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
+        order = _follow_links(pivots.reshape(batch, k), m)
+        numbers = torch.arange(m, device=pivots.device) + stride * torch.arange(batch, device=pivots.device)[:, None]
+        moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
+        return moved.view(-1)
     exchange = _exchange_by_step if form == "by step" else _exchange_by_matrix
-    steps = range(k)[::-1] if inverse else range(k)
-    return exchange(numbers.reshape(-1, m), pivots.reshape(-1, k), steps).view(numbers.shape)
+    return exchange(pivots.reshape(batch, k), m, range(k)[::-1] if inverse else range(k), stride)
 
 
-def _exchange_by_matrix(numbers: Tensor, pivots: Tensor, steps: Sequence[int]) -> Tensor:
+def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: int) -> Tensor:
     """By their definition, one exchange after the other in Python."""
-    orders = numbers.tolist()
-    for order, chosen in zip(orders, pivots.tolist(), strict=True):
+    numbers: list[int] = []
+    for matrix, chosen in enumerate(pivots.tolist()):
+        order = list(range(matrix * stride, matrix * stride + m))
         for i in steps:
             j = chosen[i] - 1
             order[i], order[j] = order[j], order[i]
-    return torch.tensor(orders, dtype=torch.int64)
+        numbers += order
+    return torch.tensor(numbers)
 
 
-def _exchange_by_step(numbers: Tensor, pivots: Tensor, steps: Sequence[int]) -> Tensor:
+def _exchange_by_step(pivots: Tensor, m: int, steps: Sequence[int], stride: int) -> Tensor:
     """The same for many matrices, with the i-th exchange of all of them at once."""
-    order = numbers.numpy().T.copy()
-    batch = order.shape[1]
+    matrix = np.arange(len(pivots))
+    order = np.arange(m)[:, None] + stride * matrix
     flat = order.reshape(-1)  # NumPy gathers from one dimension faster than from two
-    chosen = batch * (pivots.numpy().T.astype(np.int64) - 1) + np.arange(batch)
+    chosen = len(matrix) * (pivots.numpy().T.astype(np.int64) - 1) + matrix
     for i in steps:
         found = flat[chosen[i]]
         flat[chosen[i]] = order[i]
         order[i] = found
-    return torch.from_numpy(order.T.copy())
+    return torch.from_numpy(order.T.reshape(-1))
 
 
 def _follow_links(pivots: Tensor, m: int) -> Tensor:
@@ -262,7 +263,7 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     k = min(m, n)
     if sweep.block >= k:
         return _vjp_block_(W, B)
-    in_place = sweep.span >= k and (m == k or W.ndim == 2)  # the rows of L are contiguous
+    in_place = sweep.span > sweep.block and (m == k or W.ndim == 2)
     width = sweep.block if in_place else sweep.span
     room = _workspace(W, width), _workspace(W, width)
     for J in reversed(_blocks(0, k, sweep.span)):
@@ -292,14 +293,25 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
         if in_place:
             if J.stop < m:
                 _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
-            row.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
-            solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
-            row.conj_physical_()
+            _solve_adjoint_(L11, row, 4 * sweep.block if sweep.span < k else k)
         else:
             X = _place(room[1], row.shape).copy_(row)
             if J.stop < m:
                 _add_product_(X, _adjoint(_part(B, R, J), room[0]), _part(W, R, right), alpha=-1)
             row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
+
+
+def _solve_adjoint_(L: Tensor, X: Tensor, width: int) -> None:
+    """X -> L⁻ᴴ X in place, in blocks of `width` rows: a part of a matrix that is to be solved with is copied."""
+    k = L.shape[-1]
+    X.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
+    for I in reversed(_blocks(0, k, width)):
+        row = rows(X, I.start, I.stop)
+        if I.stop < k:
+            R = slice(I.stop, k)
+            _add_product_(row, _part(L, R, I).mT, rows(X, I.stop, k), alpha=-1)
+        solve_triangular(_part(L, I, I).mT, row, upper=True, unitriangular=True, out=row)
+    X.conj_physical_()
 
 
 def _vjp_block_(W: Tensor, B: Tensor) -> None:

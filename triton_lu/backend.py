@@ -5,12 +5,14 @@ from contextlib import contextmanager
 
 CHOICES = ("auto", "triton", "aten")
 
-_choice = "auto"  # of the process, not of a thread: autograd runs CUDA backwards in threads of its own
+# Of the process, not of a thread: autograd runs CUDA backwards in threads of its own. Entries are told apart by their
+# second member, because blocks of several threads need not end in the reverse order.
+_entered: list[tuple[str, object]] = [("auto", None)]
 
 
 def current() -> str:
     """The choice in force: "auto", "triton" or "aten"."""
-    return _choice
+    return _entered[-1][0]
 
 
 @contextmanager
@@ -18,7 +20,8 @@ def backend(choice: str) -> Iterator[None]:
     """Choose the implementation of the operators for the duration of a `with` block (or decorated function).
 
     The choice is read when an operator executes, so a backward uses the backend in force when it runs, and compiled
-    programs obey it too. It is one setting of the process; do not change it from several threads at once.
+    programs obey it too. It is one setting of the process: of the blocks that any threads are in, the one entered last
+    decides.
 
     Args:
         choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
@@ -29,11 +32,11 @@ def backend(choice: str) -> Iterator[None]:
     Raises:
         ValueError: for any other choice.
     """
-    global _choice
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")
-    previous, _choice = _choice, choice
+    entry = (choice, object())
+    _entered.append(entry)
     try:
         yield
     finally:
-        _choice = previous
+        _entered.remove(entry)

@@ -1,5 +1,7 @@
 """The operators on Triton kernels: turns their arguments into launches as planned."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -15,7 +17,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
     chosen = _planned("factor", A)
     LU, pivots, infos = empty_factors(A)
-    with torch.cuda.device_of(A):
+    with _launching(A):
         factor_kernel.factor(
             _flat(LU, 2),
             _flat(pivots, 1),
@@ -44,9 +46,24 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
     if isinstance(chosen, plan.Blocked):
         arguments += sweep.workspace(arguments[0], block=chosen.block, pieces=chosen.pieces, split=chosen.split)
-    with torch.cuda.device_of(X):
+    with _launching(X):
         getattr(regime, name)(*arguments, **asdict(chosen))
     return out
+
+
+@contextmanager
+def _launching(X: Tensor) -> Iterator[None]:
+    """On the device of X, if it has one."""
+    try:
+        with torch.cuda.device_of(X):
+            yield
+    except RuntimeError as error:
+        if "0 active drivers" not in str(error):
+            raise
+        raise RuntimeError(
+            "Triton kernels take tensors without a GPU only in Triton's interpreter: "
+            "set the environment variable TRITON_INTERPRET=1 before Triton is imported"
+        ) from error
 
 
 def _planned(name: str, X: Tensor) -> plan.Columns | plan.Warp | plan.Tile | plan.Blocked:

@@ -1,4 +1,9 @@
-"""The LU family with the signatures and results of their namesakes in `torch.linalg`."""
+"""The LU family with the signatures and results of their namesakes in `torch.linalg`.
+
+With `out` the results are written into these tensors, resized where their shapes are others, and have no derivative.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,17 +17,19 @@ from triton_lu.autograd import permute_rows
 from triton_lu.dispatch import without_autocast
 
 
-def lu_factor(A: Tensor, *, pivot: bool = True) -> linalg_lu_factor:
+def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) -> linalg_lu_factor:
     """(LU, pivots): `triton_lu.lu(A, pivot)`, which see, with the named tuple of `torch.linalg.lu_factor`.
 
     Raises `torch.linalg.LinAlgError` when a pivot is exactly zero.
     """
     LU, pivots, infos = _factor("linalg.lu_factor", A, pivot)
     ops.check(infos, "linalg.lu_factor")
-    return linalg_lu_factor((LU, pivots))
+    return linalg_lu_factor(_written("linalg.lu_factor", (LU, pivots), out))
 
 
-def lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -> linalg_lu_factor_ex:
+def lu_factor_ex(
+    A: Tensor, *, pivot: bool = True, check_errors: bool = False, out: Sequence[Tensor] | None = None
+) -> linalg_lu_factor_ex:
     """(LU, pivots, info): as `torch.linalg.lu_factor_ex`; see `triton_lu.lu` for shapes, layout and derivatives.
 
     Raises `torch.linalg.LinAlgError` for a zero pivot only with check_errors, and synchronizes the device only then.
@@ -30,10 +37,10 @@ def lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -
     LU, pivots, infos = _factor("linalg.lu_factor_ex", A, pivot)
     if check_errors:
         ops.check(infos, "linalg.lu_factor_ex")
-    return linalg_lu_factor_ex((LU, pivots, infos))
+    return linalg_lu_factor_ex(_written("linalg.lu_factor_ex", (LU, pivots, infos), out))
 
 
-def lu(A: Tensor, *, pivot: bool = True) -> linalg_lu:
+def lu(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) -> linalg_lu:
     """(P, L, U) with A = P L U: as `torch.linalg.lu`.
 
     P [..., m, m] (empty without pivot), L [..., m, k] and U [..., k, n] with k = min(m, n). L and U are differentiable
@@ -41,10 +48,12 @@ def lu(A: Tensor, *, pivot: bool = True) -> linalg_lu:
     """
     LU, pivots, _ = _factor("linalg.lu", A, pivot)
     P, L, U = lu_unpack(LU, pivots, unpack_pivots=pivot)
-    return linalg_lu((P, L, U))
+    return linalg_lu(_written("linalg.lu", (P, L, U), out))
 
 
-def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
+def lu_solve(
+    LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False, out: Tensor | None = None
+) -> Tensor:
     """X with A X = B, from the packed factorization A = P L U: as `torch.linalg.lu_solve`.
 
     Args:
@@ -72,8 +81,28 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoin
     _require_system(name, LU, pivots, B, left)
     with without_autocast(LU):
         if left:
-            return _solve(LU, pivots, B, adjoint)
-        return _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
+            X = _solve(LU, pivots, B, adjoint)
+        else:
+            X = _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
+    return _written(name, (X,), None if out is None else (out,))[0]
+
+
+def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+    """The results, in `out` if that is given."""
+    if out is None:
+        return results
+    if len(out) != len(results):
+        raise TypeError(f"`{name}` expects out to be {len(results)} tensors; got {len(out)}")
+    for result, target in zip(results, out, strict=True):
+        if result.requires_grad or target.requires_grad:
+            raise RuntimeError(f"`{name}` has no derivative with out, but an argument requires grad")
+        if target.dtype != result.dtype:
+            raise RuntimeError(f"`{name}` expects a tensor of {result.dtype} in out; got {target.dtype}")
+    for result, target in zip(results, out, strict=True):
+        if target.shape != result.shape:
+            target.resize_(result.shape).as_strided_(result.shape, result.stride())
+        target.copy_(result)
+    return tuple(out)
 
 
 def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:

@@ -7,6 +7,7 @@ of 24 bits. A factorization or its derivative would multiply that error by its c
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def _full() -> Iterator[None]:
     global _inside, _allowed
     with _lock:
         if not _inside:
-            _allowed = [setting.fp32_precision for setting in _settings]
+            _allowed = [_take(setting) for setting in _settings]
             _set(["ieee"] * len(_settings))
         _inside += 1
     try:
@@ -46,6 +47,13 @@ def _full() -> Iterator[None]:
             _inside -= 1
             if not _inside:  # the last one out restores what the first one found
                 _set(_allowed)
+
+
+def _take(setting: Any) -> str:
+    """The value of a setting, "none" if it follows the settings above it, as it does from now on."""
+    value = setting.fp32_precision
+    setting.fp32_precision = "none"
+    return "none" if setting.fp32_precision == value else value
 
 
 def _set(values: list[str]) -> None:

@@ -91,9 +91,10 @@ def _hardware(rows: pd.DataFrame) -> str:
 def _figure(rows: pd.DataFrame, series: str, column: str, label: str) -> Figure:
     """A panel for every problem, in it a line for every series: solid for single matrices, dashed for batches."""
     problems = [name for name in FACTORIZATIONS if name in set(rows.problem)]
+    width = min(len(problems), 3)
     height = 1 + (len(problems) - 1) // 3
-    figure = Figure(figsize=(11, 0.4 + 3.1 * height), layout="constrained")
-    grid = figure.subplots(height, 3, squeeze=False, sharex=True, sharey=True)
+    figure = Figure(figsize=(11 / 3 * width, 0.4 + 3.1 * height), layout="constrained")
+    grid = figure.subplots(height, width, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(problems) :]:
         axes.set_visible(False)
     ends: dict[Axes, list[tuple[float, str, str]]] = {}

@@ -44,6 +44,8 @@ def run(args: Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device")
+    if args.graph and device.type == "cpu":
+        raise InputError("--graph times CUDA graphs: it needs --device cuda")
     clockmaker: Clockmaker = partial(event_clock, graph=args.graph) if device.type == "cuda" else wall_clock
     facts = machine.facts(device)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -28,7 +28,8 @@ def run(args: Namespace) -> int:
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device")
-    problems = matrixfile.read(args.file).items() if args.file else well_known()
+    matrices = matrixfile.read(args.file).items() if args.file else well_known()
+    problems = [(name, _cast(name, A, args.dtype)) for name, A in matrices]
     table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))
     for heading in ("matrices", "residual", "gradient\nerror", "backward\ntime", "backward\nmemory", "served by"):
         table.add_column(heading)
@@ -37,7 +38,7 @@ def run(args: Namespace) -> int:
     console.print(f"triton_lu {triton_lu.__version__}, torch {torch.__version__}, {device}{threads}")
     with Live(table, console=console, auto_refresh=False) as live:  # no thread that refreshes while we measure
         for name, A in problems:
-            table.add_row(*row(name, _cast(name, A, args.dtype).to(device)))
+            table.add_row(*row(name, A.to(device)))
             live.refresh()
     if not console.is_terminal:
         console.line()  # Live ends one only there

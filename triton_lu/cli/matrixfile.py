@@ -29,9 +29,10 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     readers = {".npy": _read_numpy, ".npz": _read_numpy, ".mtx": _read_matrix_market}
     try:
-        if path.suffix not in readers:
+        reader = readers.get(path.suffix.lower())
+        if reader is None:
             raise InputError(f"expected a file name ending in {', '.join(readers)}")
-        arrays = readers[path.suffix](path)
+        arrays = reader(path)
         if not arrays:
             raise InputError("holds no array")
         return {name: _to_tensor(name, array) for name, array in arrays.items()}
@@ -77,7 +78,9 @@ def _read_numpy(path: Path) -> dict[str, object]:
     except (InputError, OSError, MemoryError):
         raise
     except Exception as error:  # NumPy, zipfile and zlib have many types of them for a damaged file
-        raise InputError(str(error) or type(error).__name__) from error
+        reason = str(error) or type(error).__name__
+        pickled = "pickle" in reason or "Python objects" in reason  # and NumPy's advice is to trust the file
+        raise InputError("no file of NumPy, or one of Python objects" if pickled else reason) from error
 
 
 def _read_matrix_market(path: Path) -> dict[str, object]:
