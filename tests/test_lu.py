@@ -115,7 +115,9 @@ def test_bad_values_stay_in_their_matrix(pivot, value):
     assert not LU[4].isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 256, 256), (3, 512, 300), (0, 300, 300)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 256, 256), (3, 512, 300), (0, 300, 300), (4, 160, 160), (4, 64, 256), (4, 256, 100)], ids=str
+)
 def test_batches_of_large_matrices_on_several_threads(shape):
     """Where PyTorch itself returns wrong factors once the number of threads has been set."""
     torch.set_num_threads(2)

@@ -90,10 +90,12 @@ def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> b
 def one_by_one(shape: torch.Size, device: str) -> bool:
     """Whether LAPACK factors the matrices of a batch in calls of their own.
 
-    After `torch.set_num_threads` the batched call returns wrong pivots and factors for matrices that MKL factors in
-    parallel (float32 from 256×256 on, others from about 400; torch 2.15, oneMKL 2024.2), with no error.
+    After `torch.set_num_threads` the batched call returns wrong pivots and factors, with no error, for matrices that
+    MKL factors in parallel: seen in every dtype from 152×152, 256×100 and 64×256 on, not at 128×128 with 8 threads
+    (torch 2.13 and 2.14, oneMKL 2024.2). The limits are half of that.
     """
-    return device == "cpu" and len(shape) > 2 and max(shape[-2:]) >= 192
+    m, n = shape[-2:]
+    return device == "cpu" and len(shape) > 2 and max(m, n) > 128 and m * n >= 8192
 
 
 def permutation(batch: int, k: int, device: str) -> str:
