@@ -227,11 +227,11 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", default=GPUS, choices=GPUS, help="what to compile for (default: all)")
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name}, if the run is complete")
     arguments = parser.parse_args()
-    asked = (arguments.kernels or KERNELS, arguments.dtypes, arguments.sizes, arguments.gpus)
-    complete = ptxrun is not None and all(map(set.issuperset, map(set, asked), (KERNELS, dtypes, SIZES, GPUS)))
+    asked = (arguments.gpus, arguments.kernels or KERNELS, arguments.dtypes, arguments.sizes)
+    complete = ptxrun is not None and all(map(set.issuperset, map(set, asked), (GPUS, KERNELS, dtypes, SIZES)))
     made_with = {"triton": triton.__version__, "commit": machine.commit(Path(triton_lu.__file__).parent)}
     rows = []
-    for name, dtype_, shape, gpu in track(list(product(*asked)), description="kernels"):
+    for gpu, name, dtype_, shape in track(list(product(*asked)), description="kernels"):
         dtype = getattr(torch, dtype_)
         if plan.kernel(name, shape.m, shape.n, dtype) is not None:
             about = {"kernel": name, "m": shape.m, "n": shape.n, "dtype": dtype_, "gpu": gpu, "target": GPUS[gpu]}
