@@ -1,33 +1,41 @@
-"""What every kernel costs, without a GPU: `python -m benchmarks.kernels [vjp] [jvp] [factor] [--sizes 4 32] ...`.
+"""What every kernel costs, without a GPU: `python -m benchmarks.kernels [vjp] [jvp] [factor] [--sizes 4 100x40] ...`.
 
-Static columns come from Triton's compiler, for the target given. Dynamic ones are counted by `ptxrun`, an emulator of
-compiled kernels, on some programs of a launch that fills the GPU; where it cannot be imported they stay empty, and the
-table says so. Every time is an ESTIMATE by its roofline and latency model, never a measurement.
+A row is a kernel for one size, dtype and GPU, compiled for that GPU. Static columns come from Triton's compiler.
+Dynamic ones are counted by `ptxrun`, an emulator of compiled kernels, on some programs of a launch that fills the GPU;
+where it cannot be imported, and for GPUs that it does not model, they stay empty. Every time is an ESTIMATE by its
+roofline and latency model, never a measurement.
 
-Writes benchmarks/results/kernels.csv. Needs TRITON_INTERPRET unset or 0.
+A complete run writes benchmarks/results/kernels.csv, any other nothing without --output. Needs TRITON_INTERPRET unset.
 """
 
 import argparse
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
 import triton
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
+from triton_lu_kernels import sweep
 
 import triton_lu
 from triton_lu import plan
 from triton_lu.api import DTYPES
+from triton_lu.bench import machine
+from triton_lu.bench.problems import Problem, Size, size
 from triton_lu.cli import dtype_name
 
 try:
@@ -36,36 +44,36 @@ except ImportError:
     ptxrun = None
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
-SIZES = (4, 8, 16, 32, 64, 128, 256)
-BANDWIDTH = {"H100": 3.352e12, "A100": 2.039e12}  # of DRAM, bytes per second
+KERNELS = ("factor", "vjp", "jvp")
+SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512)), Size(1, 100, 40))
+GPUS = {"H100": "sm_90", "A100": "sm_80", "B200": "sm_100"}
+BANDWIDTH = {"H100": 3.352e12, "A100": 2.039e12}  # of DRAM, bytes per second, where the emulator models the GPU
 
-# The estimated time over that of the fewest bytes at which a kernel counts as done (H100), by largest size and dtype.
+# The estimated time over that of the fewest bytes at which a kernel counts as done (H100), by dtype and largest size.
 TARGETS = {
     "float32": {16: 1.1, 32: 1.2, 128: 1.8},
     "float64": {4: 1.1, 32: 1.2, 64: 1.3, 128: 1.4},
     "complex64": {4: 1.2, 16: 1.5, 32: 2.0, 128: 2.5},
 }
+FACTOR_TARGETS = TARGETS | {"float32": {32: 1.1}}
 
 
-def problem(name: str, n: int, dtype: torch.dtype, batch: int) -> Callable[[], object]:
+def problem(name: str, size: Size, dtype: torch.dtype, batch: int) -> Callable[[], object]:
     """A call of the operator on `batch` matrices that are numbers, not more: costs do not depend on their values."""
-    matrix = torch.eye(n, dtype=dtype).expand(batch, n, n)
+    _, m, n = size
+    matrix = torch.eye(m, n, dtype=dtype).expand(batch, m, n)
     by_rows, by_columns = matrix.contiguous(), matrix.mT.contiguous().mT
-    pivots = torch.arange(1, n + 1, dtype=torch.int32).expand(batch, n).contiguous()
+    k = min(m, n)
+    pivots = torch.arange(1, k + 1, dtype=torch.int32).expand(batch, k).contiguous()
     if name == "factor":
         return lambda: torch.ops.triton_lu.factor(by_rows)
     return lambda: getattr(torch.ops.triton_lu, name)(by_columns, pivots, by_rows)
 
 
-def fewest_bytes(name: str, n: int, dtype: torch.dtype) -> int:
+def fewest_bytes(name: str, size: Size, dtype: torch.dtype) -> int:
     """Of one matrix: every argument read once, every result written once."""
     matrices = 2 if name == "factor" else 3
-    return matrices * n * n * dtype.itemsize + 4 * n + (4 if name == "factor" else 0)
-
-
-def fewest_flops(name: str, n: int, dtype: torch.dtype) -> float:
-    """Of one matrix: 2/3 n³ for the factorization, twice that for a derivative; four times as many if complex."""
-    return (2 if name == "factor" else 4) / 3 * n**3 * (4 if dtype.is_complex else 1)
+    return matrices * size.m * size.n * dtype.itemsize + 4 * min(size[1:]) + (4 if name == "factor" else 0)
 
 
 class _NoDevice:
@@ -119,9 +127,9 @@ def resources(kernel: Any) -> dict[str, int]:
     }
 
 
-def static(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, object]:
+def static(name: str, size: Size, dtype: torch.dtype, target: str) -> dict[str, object]:
     with compiling(target) as kernels, triton_lu.backend("triton"):
-        problem(name, n, dtype, 2)()
+        problem(name, size, dtype, 2)()
     each = [resources(kernel) for kernel in {kernel.hash: kernel for kernel in kernels}.values()]
     return {
         "launches": len(kernels),
@@ -132,56 +140,76 @@ def static(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, obje
     }
 
 
-def dynamic(name: str, n: int, dtype: torch.dtype, target: str) -> dict[str, object]:
-    """Counts per matrix, and estimates for as many matrices as fill the GPU several times, or 64 if they are large."""
-    if ptxrun is None:
+def permuted(workspace: Callable[..., tuple[torch.Tensor, ...]]) -> AbstractContextManager[object]:
+    """Inside, `workspace` has its permutations found already: programs that find them may not be in a sample."""
+
+    def in_order(out: torch.Tensor, *, block: int) -> tuple[torch.Tensor, ...]:
+        order, *others = workspace(out, block=block)
+        return order.copy_(torch.arange(order.shape[1])), *others
+
+    return patch.object(sweep, "workspace", in_order)
+
+
+def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, object]:
+    """Counts per matrix, and estimates for as many matrices as fill the GPU several times, or 64 if they are large.
+
+    Multiples of the fewest bytes are those that lanes request, the different ones of each launch (an upper bound where
+    programs of a sample would share some), and the sectors that travel. `coalescing` is requested bytes over those of
+    the sectors, at most 1 for loads, for stores and for copies, since bytes that lanes share are requested by each.
+    Of the three products in TF32 that make one in float32, one counts as useful.
+    """
+    if ptxrun is None or gpu not in BANDWIDTH:
         return {}
-    batch = max(1024, 2**22 // n**2) if n <= 128 else 64
-    options = {"target": target, "sample": 4, "check": False}
-    options["raise_errors"] = n <= 128  # later launches read what programs of earlier ones were to write
-    with ptxrun.device(**options) as reports, triton_lu.backend("triton"):
-        problem(name, n, dtype, batch)()
-    bytes_needed, flops_needed = fewest_bytes(name, n, dtype), fewest_flops(name, n, dtype)
+    large = max(size[1:]) > 128  # several launches, whose programs differ
+    batch = 64 if large else max(1024, 2**22 // (size.m * size.n))
+    options = {"target": GPUS[gpu], "sample": 16 if large else 4, "check": False}
+    with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted(sweep.workspace):
+        problem(name, size, dtype, batch)()
+    fewest = fewest_bytes(name, size, dtype)
+    flops_needed = Problem("forward" if name == "factor" else "backward", size, dtype).flops
     traffic = [kind for report in reports for kind in report.global_memory.values()]
-    requested, sectors = sum(kind["bytes"] for kind in traffic), sum(kind["sectors"] for kind in traffic)
-    instructions: dict[str, int] = {}
+    in_sectors = 32 * sum(kind["sectors"] for kind in traffic)
+    unique = sum(report.unique_read + report.unique_written for report in reports)
+    instructions, flops = Counter[str](), Counter[str]()
     for report in reports:
+        flops.update(report.flops)
         for kind, count in report.instructions.items():
-            kind = kind.partition(".")[0]
-            instructions[kind] = instructions.get(kind, 0) + count
-    columns: dict[str, object] = {
+            instructions[kind.partition(".")[0]] += count
+    useful = sum(count / (3 if kind == "mma.tf32" else 1) for kind, count in flops.items())
+    estimates = [report.roofline(gpu) for report in reports]
+    time = sum(estimate["time"] for estimate in estimates)
+    return {
         "batch": batch,
         "warp_instructions": round(sum(report.issue_slots for report in reports) / batch, 1),
         "by_class": "; ".join(f"{kind} {count / batch:.0f}" for kind, count in instructions.items()),
-        "bytes": round(requested / batch),
-        "fewest_bytes": bytes_needed,
-        "coalescing": round(requested / (32 * sectors), 3),
-        "flops": round(sum(sum(report.flops.values()) for report in reports) / batch),
+        "fewest_bytes": fewest,
+        "requested_over_fewest": round(sum(kind["bytes"] for kind in traffic) / (batch * fewest), 3),
+        "unique_over_fewest": round(unique / (batch * fewest), 3),
+        "sectors_over_fewest": round(in_sectors / (batch * fewest), 3),
+        "coalescing": round(sum(min(kind["bytes"], 32 * kind["sectors"]) for kind in traffic) / in_sectors, 3),
         "fewest_flops": round(flops_needed),
+        "flops": round(sum(flops.values()) / batch),
+        "useful_over_fewest_flops": round(useful / (batch * flops_needed), 3),
+        "estimate_us": round(time * 1e6, 2),
+        "estimate_over_dram": round(time / (batch * fewest / BANDWIDTH[gpu]), 2),
+        "bound": max(estimates, key=lambda estimate: estimate["time"])["bound"],
+        "target_ratio": target_ratio(name, size, dtype) if gpu == "H100" else None,
     }
-    for gpu, bandwidth in BANDWIDTH.items():
-        estimates = [report.roofline(gpu) for report in reports]
-        time = sum(estimate["time"] for estimate in estimates)
-        columns[f"{gpu}_estimate_us"] = round(time * 1e6, 2)
-        columns[f"{gpu}_estimate_over_dram"] = round(time / (batch * bytes_needed / bandwidth), 2)
-        columns[f"{gpu}_bound"] = max(estimates, key=lambda estimate: estimate["time"])["bound"]
-    columns["H100_target"] = target_ratio(n, dtype)
-    return columns
 
 
-def target_ratio(n: int, dtype: torch.dtype) -> float | None:
-    limits = TARGETS.get(dtype_name(dtype), {})
-    return next((ratio for largest, ratio in limits.items() if n <= largest), None)
+def target_ratio(name: str, size: Size, dtype: torch.dtype) -> float | None:
+    limits = (FACTOR_TARGETS if name == "factor" else TARGETS).get(dtype_name(dtype), {})
+    return next((ratio for largest, ratio in limits.items() if max(size[1:]) <= largest), None)
 
 
 def show(table: pd.DataFrame) -> None:
     """The columns that say whether a kernel is done; the file has them all."""
-    columns = ["kernel", "n", "dtype", "launches", "registers", "spilled_bytes", "shared_bytes", "warp_instructions"]
-    columns += ["coalescing", *(f"{gpu}_{what}" for gpu in BANDWIDTH for what in ("estimate_us", "estimate_over_dram"))]
-    columns += ["H100_bound", "H100_target"]
-    shown = Table(title="Kernels: counts per matrix; times are estimates, not measurements")
+    columns = ["kernel", "m", "n", "dtype", "gpu", "launches", "registers", "spilled_bytes", "requested_over_fewest"]
+    columns += ["unique_over_fewest", "sectors_over_fewest", "coalescing", "useful_over_fewest_flops"]
+    columns += ["estimate_us", "estimate_over_dram", "target_ratio", "bound"]
+    shown = Table(title="Times are estimates, not measurements", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:
-        shown.add_column(column.replace("_", "\n"), justify="right")
+        shown.add_column(column.replace("_", "\n"), justify="right", no_wrap=True)
     for row in table.reindex(columns=columns).itertuples(index=False):
         shown.add_row(*("–" if pd.isna(value) else f"{value}" for value in row))
     console = Console(width=max(Console().width, 140))
@@ -191,28 +219,32 @@ def show(table: pd.DataFrame) -> None:
 
 
 def main() -> None:
+    dtypes = list(map(dtype_name, DTYPES))
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("kernels", nargs="*", metavar="kernel", help="factor, vjp, jvp; default: all")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--dtypes", nargs="+", default=list(map(dtype_name, DTYPES)))
-    parser.add_argument("--target", default="sm_90", help="what to compile for (default: sm_90)")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--sizes", type=size, nargs="+", default=SIZES, help="N or MxN")
+    parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
+    parser.add_argument("--gpus", nargs="+", default=GPUS, choices=GPUS, help="what to compile for (default: all)")
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name}, if the run is complete")
     arguments = parser.parse_args()
-    problems = [
-        (name, n, dtype)
-        for name in arguments.kernels or ("factor", "vjp", "jvp")
-        for dtype in (getattr(torch, dtype) for dtype in arguments.dtypes)
-        for n in arguments.sizes
-        if plan.kernel(name, n, n, dtype) is not None
-    ]
+    asked = (arguments.gpus, arguments.kernels or KERNELS, arguments.dtypes, arguments.sizes)
+    complete = ptxrun is not None and all(map(set.issuperset, map(set, asked), (GPUS, KERNELS, dtypes, SIZES)))
+    made_with = {"triton": triton.__version__, "commit": machine.commit(Path(triton_lu.__file__).parent)}
     rows = []
-    for name, n, dtype in track(problems, description="kernels"):
-        about = {"kernel": name, "n": n, "dtype": dtype_name(dtype), "target": arguments.target}
-        costs = static(name, n, dtype, arguments.target) | dynamic(name, n, dtype, arguments.target)
-        rows.append(about | costs)
-        table = pd.DataFrame(rows)
-        table.to_csv(arguments.output, index=False)  # row by row: what is done stays when it is interrupted
+    for gpu, name, dtype_, shape in track(list(product(*asked)), description="kernels"):
+        dtype = getattr(torch, dtype_)
+        if plan.kernel(name, shape.m, shape.n, dtype) is not None:
+            about = {"kernel": name, "m": shape.m, "n": shape.n, "dtype": dtype_, "gpu": gpu, "target": GPUS[gpu]}
+            costs = static(name, shape, dtype, GPUS[gpu]) | dynamic(name, shape, dtype, gpu)
+            rows.append(about | costs | made_with)
+            if arguments.output:  # row by row: what is done stays when it is interrupted
+                pd.DataFrame(rows).to_csv(arguments.output, index=False)
+    table = pd.DataFrame(rows)
     show(table)
+    if arguments.output is None and complete:
+        table.to_csv(RESULTS, index=False)
+    elif arguments.output is None:
+        print(f"No file written: {RESULTS.name} holds complete runs only. Name another one with --output.")
 
 
 if __name__ == "__main__":

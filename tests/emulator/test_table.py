@@ -1,32 +1,108 @@
-"""The table of kernel costs: both kinds of columns, and what stays without the emulator."""
+"""The table of kernel costs: both kinds of columns, what stays without the emulator, and when its file is written."""
+
+import sys
 
 import pandas as pd
 import pytest
 import torch
+from triton_lu_kernels import sweep
 
 from benchmarks import kernels
+from triton_lu.bench.problems import size
 
 
 def test_static_and_dynamic_columns():
-    row = kernels.static("vjp", 4, torch.float32, "sm_90") | kernels.dynamic("vjp", 4, torch.float32, "sm_90")
+    problem = ("vjp", size("4"), torch.float32)
+    row = kernels.static(*problem, "sm_90") | kernels.dynamic(*problem, "H100")
     assert (row["launches"], row["spilled_bytes"]) == (1, 0)
     assert 16 <= row["registers"] <= 64 < row["code_instructions"]
     assert row["fewest_bytes"] == (3 * 16 + 4) * 4
-    assert row["bytes"] == row["fewest_bytes"]
+    assert row["requested_over_fewest"] == row["unique_over_fewest"] == row["sectors_over_fewest"] == 1
     assert row["coalescing"] == 1
-    assert 1 <= row["H100_estimate_over_dram"] <= row["H100_target"] == 1.1
+    assert row["fewest_flops"] == round(4 / 3 * 4**3)
+    assert 1 <= row["estimate_over_dram"] <= row["target_ratio"] == 1.1
+
+
+def test_useful_flops_and_capped_coalescing():
+    """A kernel whose products are three in TF32, and whose lanes share what they read."""
+    row = kernels.dynamic("vjp", size("100x40"), torch.float32, "A100")
+    assert row["useful_over_fewest_flops"] < row["flops"] / row["fewest_flops"]
+    assert row["coalescing"] <= 1
+    assert row["fewest_bytes"] == (3 * 100 * 40 + 40) * 4
+    assert row["target_ratio"] is None
+
+
+def test_sampled_sweep_has_its_permutation(monkeypatch):
+    """Whatever its memory held: programs that find permutations for later launches may not be in the sample."""
+    workspace = sweep.workspace
+
+    def full_of_ones(out, *, block):
+        order, *others = workspace(out, block=block)
+        return order.fill_(1), *others
+
+    problem = ("vjp", size("192"), torch.float32, "H100")
+    counts = ["requested_over_fewest", "unique_over_fewest", "sectors_over_fewest", "coalescing"]
+    row = kernels.dynamic(*problem)
+    monkeypatch.setattr(sweep, "workspace", full_of_ones)
+    again = kernels.dynamic(*problem)
+    assert [row[count] for count in counts] == [again[count] for count in counts]
+    assert again["estimate_us"] == pytest.approx(row["estimate_us"], rel=0.01)  # the place in memory plays a part
 
 
 def test_static_columns_need_no_emulator(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "ptxrun", None)
-    assert kernels.dynamic("vjp", 4, torch.float32, "sm_80") == {}
-    row = kernels.static("jvp", 4, torch.float64, "sm_80")
+    problem = ("jvp", size("4"), torch.float64)
+    assert kernels.dynamic(*problem, "A100") == {}
+    row = kernels.static(*problem, "sm_80")
     assert row["launches"] == 1
     assert row["registers"] > 16
-    kernels.show(pd.DataFrame([{"kernel": "jvp", "n": 4, "dtype": "float64", **row}]))
+    kernels.show(pd.DataFrame([{"kernel": "jvp", "m": 4, "n": 4, "dtype": "float64", **row}]))
     assert "counts and estimates are missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("n", "ratio"), [(4, 1.1), (16, 1.1), (17, 1.2), (33, 1.8), (200, None)])
+def test_gpu_that_the_emulator_does_not_model():
+    problem = ("vjp", size("4"), torch.float32)
+    assert kernels.static(*problem, "sm_100")["registers"] > 16
+    assert kernels.dynamic(*problem, "B200") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "emulator", "written"),
+    [([], True, True), ([], False, False), (["vjp"], True, False), (["--gpus", "H100"], True, False)],
+)
+def test_only_a_complete_run_replaces_the_table(monkeypatch, tmp_path, capsys, arguments, emulator, written):
+    monkeypatch.setattr(sys, "argv", ["kernels", *arguments])
+    monkeypatch.setattr(kernels, "RESULTS", tmp_path / "kernels.csv")
+    monkeypatch.setattr(kernels, "static", lambda *_: {"registers": 40})
+    monkeypatch.setattr(kernels, "dynamic", lambda *_: {})
+    if not emulator:
+        monkeypatch.setattr(kernels, "ptxrun", None)
+    kernels.main()
+    assert kernels.RESULTS.exists() == written
+    assert ("No file written" in capsys.readouterr().out) != written
+    if written:
+        row = pd.read_csv(kernels.RESULTS).iloc[0]
+        assert (row["gpu"], row["target"], row["registers"]) == ("H100", "sm_90", 40)
+        assert row["triton"]
+        assert row["commit"]
+
+
+def test_rows_go_where_they_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["kernels", "vjp", "--sizes", "4", "--output", str(tmp_path / "some.csv")])
+    monkeypatch.setattr(kernels, "RESULTS", tmp_path / "kernels.csv")
+    monkeypatch.setattr(kernels, "static", lambda *_: {})
+    monkeypatch.setattr(kernels, "dynamic", lambda *_: {})
+    kernels.main()
+    assert len(pd.read_csv(tmp_path / "some.csv")) == 4 * 3  # dtypes, GPUs
+    assert not kernels.RESULTS.exists()
+
+
+@pytest.mark.parametrize(("n", "ratio"), [("4", 1.1), ("16", 1.1), ("17", 1.2), ("9x33", 1.8), ("200", None)])
 def test_targets(n, ratio):
-    assert kernels.target_ratio(n, torch.float32) == ratio
+    assert kernels.target_ratio("vjp", size(n), torch.float32) == ratio
+
+
+def test_targets_of_the_factorization():
+    assert kernels.target_ratio("factor", size("32"), torch.float32) == 1.1
+    assert kernels.target_ratio("factor", size("64"), torch.float32) is None
+    assert kernels.target_ratio("factor", size("32"), torch.complex128) is None
