@@ -111,14 +111,15 @@ def _vjp_side(
 ):
     """Finds X21; returns W11 - triu(L21^H X21), W11 - tril(X12 U12^H, -1) of transposed matrices."""
     shape = out[2]
-    size = tl.maximum(shape[0], shape[1])
+    m = shape[1] if TRANSPOSED else shape[0]
+    n = shape[0] if TRANSPOSED else shape[1]
     R = J + BLOCK
-    for first_row in tl.range(R, size, ROWS, disable_licm=BLOCK == 32):
+    for first_row in tl.range(R, m, ROWS, disable_licm=BLOCK == 32):
         i = _opaque(first_row, shape)
         W = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
         total = field.constant_like(W, 0.0)
         rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
-        for first_col in tl.range(R, size, 16, disable_licm=BLOCK == 32):
+        for first_col in tl.range(R, n, 16, disable_licm=BLOCK == 32):
             c = _opaque(first_col, shape)
             source = _rows(destination, c, 16) if TRANSPOSED else rows
             S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
