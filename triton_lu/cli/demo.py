@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
     problems = [(name, _cast(name, A, args.dtype)) for name, A in matrices]
     table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))
     for heading in ("matrices", "residual", "gradient\nerror", "backward\ntime", "backward\nmemory", "served by"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     console = Console(markup=False, highlight=False, emoji=False)
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     console.print(f"triton_lu {triton_lu.__version__}, torch {torch.__version__}, {device}{threads}")
