@@ -10,9 +10,13 @@ def without_barriers(ptx):
     return re.sub(r"^\s*bar\.sync[^;]*;", "", ptx, flags=re.M)
 
 
-def without_load_masks(ptx):
-    return re.sub(r"@!?%p\d+\s+(ld\.global)", r"\1", ptx)
+def without_masks(access):
+    return lambda ptx: re.sub(rf"@!?%p\d+\s+({access}\.global)", r"\1", ptx)
 
 
-def without_store_masks(ptx):
-    return re.sub(r"@!?%p\d+\s+(st\.global)", r"\1", ptx)
+FAULTS = {
+    "without barriers": (without_barriers, "race"),
+    "without masks of loads": (without_masks("ld"), "out-of-bounds"),
+    "without masks of stores": (without_masks("st"), "out-of-bounds"),
+}
+"""To be planted by `edit_ptx`, and what is to be found."""

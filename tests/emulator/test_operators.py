@@ -9,7 +9,7 @@ import ptxrun
 import pytest
 import reference
 import torch
-from emulated import SCHEDULES, TARGETS
+from emulated import FAULTS, SCHEDULES, TARGETS
 from layouts import by_column, by_row
 from matrices import ZOO
 
@@ -293,3 +293,32 @@ def check(case, **options):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_case(case):
     check(case)
+
+
+PLANTED = {
+    "vjp_kernel": "vjp float32 13 9 17 column expanded sm_80",
+    "jvp_kernel": "jvp float32 7 5 33 column row sm_80",
+    "vjp_halves_kernel": "vjp float32 17 25 3 expanded expanded sm_90",
+    "jvp_halves_kernel": "jvp float32 31 18 1 column row sm_80",
+    "vjp_tile_kernel": "vjp complex128 17 65 2 expanded row sm_80",
+    "jvp_tile_kernel": "jvp complex128 40 36 2 row expanded sm_80",
+    "prepare_kernel": "jvp float32 133 70 2 row column sm_90",
+    "tiles_kernel": "jvp float32 133 70 2 row column sm_90",
+    "diagonal_kernel": "vjp float32 20 133 2 expanded expanded sm_90",
+    "factor_kernel": "factor float32 8 5 33 - expanded sm_80",
+}
+"""A case of the table for each kernel, ragged, with several warps where the plan has them."""
+ONE_WARP = ("vjp_halves_kernel", "jvp_halves_kernel", "prepare_kernel")  # which needs no barriers
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fault"),
+    [(kernel, fault) for kernel in PLANTED for fault in FAULTS if kernel not in ONE_WARP or "masks" in fault],
+)
+def test_planted_fault_is_found(kernel, fault):
+    """The checks above can fail, and do when any kernel is without its barriers or without its masks."""
+    edit, finding = FAULTS[fault]
+    case = Case.parse(PLANTED[kernel])
+    assert case in CASES
+    with pytest.raises(ptxrun.CheckError, match=finding):
+        check(case, edit_ptx=lambda ptx: edit(ptx) if f".entry {kernel}" in ptx else ptx)
