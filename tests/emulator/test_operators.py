@@ -53,7 +53,7 @@ TABLE = """
     jvp       complex128   4    4     33  expanded  column    sm_80
     vjp       complex128   8    8      5  column    row       sm_90
     jvp       complex128   7    8      9  row       expanded  sm_80
-    vjp       complex128  16   16      1  expanded  column    sm_80
+    vjp       complex128  16   16      5  expanded  column    sm_80
     jvp       complex128  15   10      3  column    row       sm_90
 
     vjp       float32     32   32      2  column    row       sm_80
@@ -133,8 +133,8 @@ TABLE = """
 
     factor    complex64    2    1    129  -         column    sm_90
     factor    complex64    3    4     65  -         row       sm_80
-    factor    complex64    8    8      1  -         expanded  sm_90
-    factor    complex64   15   10     17  -         row       sm_80
+    factor    complex64    8    8     33  -         expanded  sm_90
+    factor    complex64   15   10      1  -         row       sm_80
     factor    complex64   32   32      2  -         row       sm_90
     factor    complex64   18   23      1  -         column    sm_80
 
@@ -159,6 +159,10 @@ class Case:
     LU: str = "column"
     X: str = "row"
     target: str = "sm_80"
+
+    def __post_init__(self):
+        expanded_along_the_batch = self.X if self.operator == "factor" else self.LU
+        assert expanded_along_the_batch != "expanded" or self.batch > 1
 
     @classmethod
     def parse(cls, line):
