@@ -1,0 +1,22 @@
+"""What the tests of compiled kernels have in common."""
+
+import re
+
+TARGETS = ["sm_80", "sm_90"]
+SCHEDULES = ["lockstep", "warps", "warps-reversed"]
+
+
+def without_barriers(ptx):
+    return re.sub(r"^\s*bar\.sync[^;]*;", "", ptx, flags=re.M)
+
+
+def without_masks(access):
+    return lambda ptx: re.sub(rf"@!?%p\d+\s+({access}\.global)", r"\1", ptx)
+
+
+FAULTS = {
+    "without barriers": (without_barriers, "race"),
+    "without masks of loads": (without_masks("ld"), "out-of-bounds"),
+    "without masks of stores": (without_masks("st"), "race|out-of-bounds|<="),
+}
+"""To be planted by `edit_ptx`, and what is to be found: by the emulator, or an error above what is accepted."""

@@ -1,0 +1,329 @@
+"""The operators on their kernels as compiled, with the plan's constants: a table of cases.
+
+It is a covering design: `test_table_covers` says what every regime and dtype meets, instead of every combination.
+"""
+
+from dataclasses import dataclass
+
+import ptxrun
+import pytest
+import reference
+import torch
+from emulated import FAULTS, SCHEDULES, TARGETS
+from layouts import by_column, by_row
+from matrices import ZOO
+
+import triton_lu
+from triton_lu import plan
+
+# X is the argument G or E of a map, or the matrix A to be factored.
+TABLE = """
+    operator  dtype        m    n  batch  LU        X         target
+
+    vjp       float32      2    2      1  column    row       sm_80
+    jvp       float32      1    2     65  row       column    sm_90
+    vjp       float32      3    4     65  expanded  row       sm_90
+    jvp       float32      4    4      1  column    expanded  sm_80
+    vjp       float32      8    8     33  row       column    sm_90
+    jvp       float32      7    5     33  column    row       sm_80
+    vjp       float32     13    9     17  column    expanded  sm_80
+    jvp       float32     16   16     17  expanded  row       sm_90
+
+    vjp       float64      2    1     65  column    column    sm_90
+    jvp       float64      2    2    129  row       row       sm_80
+    vjp       float64      4    4     33  column    row       sm_80
+    jvp       float64      4    3      1  row       column    sm_90
+    vjp       float64      5    8     17  expanded  expanded  sm_80
+    jvp       float64      8    8      1  column    row       sm_90
+    vjp       float64     16   16      3  row       column    sm_90
+    jvp       float64     11   16      5  expanded  expanded  sm_80
+
+    vjp       complex64    1    1      1  column    row       sm_90
+    jvp       complex64    2    2     65  expanded  column    sm_80
+    vjp       complex64    4    4     65  row       expanded  sm_80
+    jvp       complex64    3    4      1  column    row       sm_90
+    vjp       complex64    8    7     17  expanded  column    sm_90
+    jvp       complex64    8    8     33  row       expanded  sm_80
+    vjp       complex64    9   14      3  column    row       sm_80
+    jvp       complex64   16   16      3  row       column    sm_90
+
+    vjp       complex128   2    2     65  row       column    sm_80
+    jvp       complex128   1    1     65  column    row       sm_90
+    vjp       complex128   4    2      1  column    expanded  sm_90
+    jvp       complex128   4    4     33  expanded  column    sm_80
+    vjp       complex128   8    8      5  column    row       sm_90
+    jvp       complex128   7    8      9  row       expanded  sm_80
+    vjp       complex128  16   16      5  expanded  column    sm_80
+    jvp       complex128  15   10      3  column    row       sm_90
+
+    vjp       float32     32   32      2  column    row       sm_80
+    jvp       float32     20   20      1  row       column    sm_90
+    vjp       float32     17   25      3  expanded  expanded  sm_90
+    jvp       float32     31   18      1  column    row       sm_80
+
+    vjp       float64     20   31      1  row       column    sm_80
+    jvp       float64     32   32      2  column    row       sm_90
+    vjp       float64     23   23      2  column    expanded  sm_90
+    jvp       float64     25    9      3  expanded  row       sm_80
+
+    vjp       complex64   29   20      2  column    expanded  sm_90
+    jvp       complex64   12   17      1  row       row       sm_80
+    vjp       complex64   32   32      1  column    column    sm_80
+    jvp       complex64   19   19      3  expanded  row       sm_90
+
+    vjp       complex128  18   18      3  expanded  row       sm_90
+    jvp       complex128  32   32      1  column    column    sm_80
+    vjp       complex128  21   30      1  row       row       sm_80
+    jvp       complex128  28    7      2  column    expanded  sm_90
+
+    vjp       float32     48   48      2  column    row       sm_80
+    jvp       float32     35   40      1  row       column    sm_90
+    vjp       float32     70   33      2  expanded  expanded  sm_90
+    jvp       float32     65   65      1  column    row       sm_80
+
+    vjp       float64     36   40      1  row       column    sm_90
+    jvp       float64     48   48      2  column    row       sm_80
+    vjp       float64     75   75      1  column    expanded  sm_80
+    jvp       float64     70   33      3  expanded  row       sm_90
+
+    vjp       complex64   40   35      2  expanded  row       sm_80
+    jvp       complex64   48   48      1  column    column    sm_90
+    vjp       complex64   33   66      1  row       expanded  sm_90
+    jvp       complex64   65   17      2  column    row       sm_80
+
+    vjp       complex128  48   48      1  column    column    sm_90
+    jvp       complex128  40   36      2  row       expanded  sm_80
+    vjp       complex128  17   65      2  expanded  row       sm_80
+    jvp       complex128  66   33      1  column    row       sm_90
+
+    vjp       float32    130  130      1  column    row       sm_80
+    jvp       float32    133   70      2  row       column    sm_90
+    vjp       float32     20  133      2  expanded  expanded  sm_90
+    jvp       float32     64  192      1  column    row       sm_80
+
+    vjp       float64    133   70      2  row       column    sm_90
+    jvp       float64    130  130      1  column    row       sm_80
+    vjp       float64    192   64      1  column    expanded  sm_80
+    jvp       float64     20  133      2  expanded  row       sm_90
+
+    vjp       complex64   40  133      2  expanded  row       sm_90
+    jvp       complex64  130  130      1  column    column    sm_80
+    vjp       complex64  130   10      1  row       expanded  sm_80
+    jvp       complex64  160   32      2  column    row       sm_90
+
+    vjp       complex128 130  130      1  column    row       sm_80
+    jvp       complex128  40  133      2  row       column    sm_90
+    vjp       complex128  32  160      2  expanded  expanded  sm_90
+    jvp       complex128 133   10      1  column    row       sm_80
+
+    factor    float32      1    2    129  -         row       sm_90
+    factor    float32      4    4      1  -         column    sm_80
+    factor    float32      8    5     33  -         expanded  sm_80
+    factor    float32     16   16     17  -         row       sm_90
+    factor    float32     32   32      9  -         column    sm_90
+    factor    float32     64   64      1  -         row       sm_80
+    factor    float32     33   40      2  -         expanded  sm_90
+
+    factor    float64      2    2      1  -         column    sm_80
+    factor    float64      3    4     65  -         row       sm_80
+    factor    float64      8    8     33  -         row       sm_90
+    factor    float64     16   11     17  -         expanded  sm_90
+    factor    float64     32   32      9  -         row       sm_80
+    factor    float64     20   31      5  -         column    sm_90
+
+    factor    complex64    2    1    129  -         column    sm_90
+    factor    complex64    3    4     65  -         row       sm_80
+    factor    complex64    8    8     33  -         expanded  sm_90
+    factor    complex64   15   10      1  -         row       sm_80
+    factor    complex64   32   32      2  -         row       sm_90
+    factor    complex64   18   23      1  -         column    sm_80
+
+    factor    complex128   1    1    129  -         row       sm_80
+    factor    complex128   4    4     65  -         expanded  sm_90
+    factor    complex128   7    5     33  -         column    sm_80
+    factor    complex128  16   16      1  -         row       sm_90
+    factor    complex128  32   32      1  -         column    sm_80
+    factor    complex128  20   23      2  -         row       sm_90
+"""
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
+REGIMES = ["warp", "halves", "tile", "sweep", "factor"]
+
+
+@dataclass(frozen=True)
+class Case:
+    operator: str
+    dtype: torch.dtype
+    m: int
+    n: int
+    batch: int = 1
+    LU: str = "column"
+    X: str = "row"
+    target: str = "sm_80"
+
+    def __post_init__(self):
+        expanded_along_the_batch = self.X if self.operator == "factor" else self.LU
+        assert expanded_along_the_batch != "expanded" or self.batch > 1
+
+    @classmethod
+    def parse(cls, line):
+        operator, dtype, m, n, batch, *rest = line.split()
+        return cls(operator, getattr(torch, dtype), int(m), int(n), int(batch), *rest)
+
+    def __str__(self):
+        dtype = str(self.dtype).removeprefix("torch.")
+        return "-".join([self.operator, dtype, f"{self.batch}x{self.m}x{self.n}", self.LU, self.X, self.target])
+
+    @property
+    def plan(self):
+        return plan.kernel(self.operator, self.m, self.n, self.dtype)
+
+    @property
+    def regime(self):
+        if isinstance(self.plan, plan.Warp) and max(self.m, self.n) > 16:
+            return "halves"
+        return {plan.Warp: "warp", plan.Tile: "tile", plan.Blocked: "sweep", plan.Columns: "factor"}[type(self.plan)]
+
+    @property
+    def completed(self):
+        """The size to which the kernel completes the matrix; above 128 that of its blocks."""
+        largest = max(self.m, self.n)
+        return self.plan.block if self.regime == "sweep" else max(2, 1 << (largest - 1).bit_length())
+
+    @property
+    def kernel(self):
+        """What the layouts and the target leave open."""
+        return self.regime, self.completed, self.plan
+
+    def features(self):
+        yield f"{self.operator} on {self.target}"
+        yield "square" if self.m == self.n else "tall" if self.m > self.n else "wide"
+        step = self.plan.block if self.regime in ("tile", "sweep") else self.completed
+        yield "ragged" if self.m % step or self.n % step else "full"
+        yield f"LU by {self.LU}"
+        yield f"X by {self.X}"
+        several = getattr(self.plan, "matrices", 1) > 1  # matrices in a program
+        if self.batch == 1:
+            yield "alone, with room for others" if several else "alone"
+        elif not several:
+            yield "one per program"
+        elif self.batch > self.plan.matrices and self.batch % self.plan.matrices:
+            yield "ends inside a program"
+
+
+CASES = [Case.parse(line) for line in TABLE.splitlines()[2:] if line]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_table_covers_every_feature(regime, dtype):
+    expected = {"square", "tall", "wide", "ragged", "full", "X by row", "X by column", "X by expanded"}
+    if regime == "factor":
+        expected |= {f"factor on {target}" for target in TARGETS}
+    else:
+        expected |= {f"{name} on {target}" for name in ("vjp", "jvp") for target in TARGETS}
+        expected |= {"LU by row", "LU by column", "LU by expanded"}
+    if regime in ("warp", "factor"):
+        expected |= {"alone, with room for others", "ends inside a program"}
+    else:
+        expected |= {"alone", "one per program"}
+    cases = [case for case in CASES if (case.regime, case.dtype) == (regime, dtype)]
+    assert expected <= {feature for case in cases for feature in case.features()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("operator", ["factor", "vjp", "jvp"])
+def test_table_covers_every_kernel(operator, dtype):
+    """Whatever the plan chooses for a size up to those of the last regime."""
+    planned = [Case(operator, dtype, n, n) for n in range(1, 130)]
+    tested = [case for case in CASES if (case.operator, case.dtype) == (operator, dtype)]
+    assert {case.kernel for case in planned if case.plan} == {case.kernel for case in tested}
+
+
+def arguments(case):
+    """Of the operator. Expanded: all matrices are the first one, and all rows of G or E the first row; there is no more
+    in memory, so that the emulator sees what is read beyond."""
+    make = ZOO["gaussian"].make
+    A, X = (torch.stack([make(case.m, case.n, case.dtype, i + s) for i in range(case.batch)]) for s in (0, 1000))
+    layouts = {"row": by_row, "column": by_column, "expanded": lambda x: x[:1].clone().expand_as(x)}
+    if case.operator == "factor":
+        return (layouts[case.X](A),)
+    LU, pivots, _ = torch.linalg.lu_factor_ex(A)
+    if case.LU == "expanded":
+        pivots = layouts["expanded"](pivots)
+    layouts_of_X = layouts | {"expanded": lambda x: x[:1, :1].clone().expand_as(x)}
+    return layouts[case.LU](LU), pivots, layouts_of_X[case.X](X)
+
+
+def run(case, args, **options):
+    """The results as a tuple, in memory that held NaN and the largest integer before, checked by the emulator."""
+    options = {"target": case.target, "explicit_barriers": True} | options
+    torch.use_deterministic_algorithms(True)  # fills what is allocated without a value
+    try:
+        assert torch.empty(1).isnan()
+        with ptxrun.device(**options) as reports, triton_lu.backend("triton"):
+            results = getattr(torch.ops.triton_lu, case.operator)(*args)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert reports
+    for report in reports:
+        assert not report.errors
+        assert not report.warnings
+    return results if case.operator == "factor" else (results,)
+
+
+def assert_agrees(case, args, results):
+    """A map with its reference; a factorization with LAPACK's, up to rounding, pivots and infos exactly."""
+    if case.operator != "factor":
+        error = reference.relative_error(results[0], getattr(reference, case.operator)(*args))
+        assert error <= reference.tolerance(case.dtype, max(case.m, case.n))
+        return
+    LU, pivots, infos = torch.linalg.lu_factor_ex(*args)
+    assert torch.equal(results[1], pivots)
+    assert torch.equal(results[2], infos)
+    scale = LU.abs().amax((-2, -1), keepdim=True)
+    assert ((results[0] - LU).abs() <= 1e3 * torch.finfo(case.dtype).eps * scale).all()
+
+
+def check(case, **options):
+    """What is asked of a case: no finding and the right result, the same under every schedule of the warps."""
+    args = arguments(case)
+    expected = None
+    for schedule in SCHEDULES:
+        results = run(case, args, schedule=schedule, **options)
+        assert_agrees(case, args, results)
+        expected = expected or results
+        assert all(torch.equal(x, y) for x, y in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case):
+    check(case)
+
+
+PLANTED = {
+    "vjp_kernel": "vjp float32 13 9 17 column expanded sm_80",
+    "jvp_kernel": "jvp float32 7 5 33 column row sm_80",
+    "vjp_halves_kernel": "vjp float32 17 25 3 expanded expanded sm_90",
+    "jvp_halves_kernel": "jvp float32 31 18 1 column row sm_80",
+    "vjp_tile_kernel": "vjp complex128 17 65 2 expanded row sm_80",
+    "jvp_tile_kernel": "jvp complex128 40 36 2 row expanded sm_80",
+    "prepare_kernel": "jvp float32 133 70 2 row column sm_90",
+    "tiles_kernel": "jvp float32 133 70 2 row column sm_90",
+    "diagonal_kernel": "jvp float32 133 70 2 row column sm_90",
+    "factor_kernel": "factor float32 8 5 33 - expanded sm_80",
+}
+"""A case of the table for each kernel, ragged, with several warps where the plan has them."""
+ONE_WARP = ("vjp_halves_kernel", "jvp_halves_kernel", "prepare_kernel")  # which needs no barriers
+
+
+@pytest.mark.parametrize(
+    ("kernel", "fault"),
+    [(kernel, fault) for kernel in PLANTED for fault in FAULTS if kernel not in ONE_WARP or "masks" in fault],
+)
+def test_planted_fault_is_found(kernel, fault):
+    """The checks above can fail, and do when any kernel is without its barriers or without its masks."""
+    edit, finding = FAULTS[fault]
+    case = Case.parse(PLANTED[kernel])
+    assert case in CASES
+    with pytest.raises(AssertionError, match=finding):
+        check(case, edit_ptx=lambda ptx: edit(ptx) if f".entry {kernel}" in ptx else ptx)
