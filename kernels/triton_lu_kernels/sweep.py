@@ -266,14 +266,16 @@ def _tile(
     if FORWARD:
         W = field.dot(W, layout.transpose(inverse))
         blocks.store(out, W, i, J, TRANSPOSED)
-        part = field.dot(W, blocks.load(LU, J, i, BLOCK, BLOCK, TRANSPOSED))
-        if J > 0:
-            part = field.add(part, _part(sums, i, BLOCK, TRANSPOSED))
+        if i < tl.minimum(shape[0], shape[1]):  # there is a diagonal block in these rows
+            part = field.dot(W, blocks.load(LU, J, i, BLOCK, BLOCK, TRANSPOSED))
+            if J > 0:
+                part = field.add(part, _part(sums, i, BLOCK, TRANSPOSED))
+            blocks.store(sums, part, row, 0)
     else:
         W = field.dot(W, field.conjugate(inverse))
         blocks.store(out, W, i, J, TRANSPOSED, destination=places)
         part = field.dot(blocks.adjoint(blocks.load(LU, i, J, BLOCK, BLOCK, TRANSPOSED)), W)
-    blocks.store(sums, part, row, 0)
+        blocks.store(sums, part, row, 0)
 
 
 @triton.jit
