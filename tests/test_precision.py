@@ -86,12 +86,9 @@ def test_restores_after_an_error(tf32):
 
 def test_a_setting_that_follows_another_goes_on_to_follow_it():
     torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
-    try:
-        torch.backends.fp32_precision = "tf32"
+    with torch.backends.flags(fp32_precision="tf32"):
         assert settings() == ("tf32", "tf32")
         triton_lu.lu(torch.eye(3))
         assert settings() == ("tf32", "tf32")
-        torch.backends.fp32_precision = "ieee"
-        assert settings() == ("ieee", "ieee")
-    finally:
-        torch.backends.fp32_precision = "none"
+        with torch.backends.flags(fp32_precision="ieee"):
+            assert settings() == ("ieee", "ieee")
