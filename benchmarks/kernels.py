@@ -143,8 +143,8 @@ def static(name: str, size: Size, dtype: torch.dtype, target: str) -> dict[str, 
 def permuted(workspace: Callable[..., tuple[torch.Tensor, ...]]) -> AbstractContextManager[object]:
     """Inside, `workspace` has its permutations found already: programs that find them may not be in a sample."""
 
-    def in_order(out: torch.Tensor, *, block: int) -> tuple[torch.Tensor, ...]:
-        order, *others = workspace(out, block=block)
+    def in_order(out: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
+        order, *others = workspace(out, **options)
         return order.copy_(torch.arange(order.shape[1])), *others
 
     return patch.object(sweep, "workspace", in_order)

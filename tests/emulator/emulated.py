@@ -2,6 +2,10 @@
 
 import re
 
+import triton
+
+OLD_COMPILER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+"""Which keeps less in registers: it may spill more than the kernels' choices, made with Triton 3.9, allow for."""
 TARGETS = ["sm_80", "sm_90"]
 SCHEDULES = ["lockstep", "warps", "warps-reversed"]
 

@@ -308,8 +308,7 @@ PLANTED = {
     "vjp_tile_kernel": "vjp complex128 17 65 2 expanded row sm_80",
     "jvp_tile_kernel": "jvp complex128 40 36 2 row expanded sm_80",
     "prepare_kernel": "jvp float32 133 70 2 row column sm_90",
-    "tiles_kernel": "jvp float32 133 70 2 row column sm_90",
-    "diagonal_kernel": "jvp float32 133 70 2 row column sm_90",
+    "step_kernel": "jvp float32 133 70 2 row column sm_90",
     "factor_kernel": "factor float32 8 5 33 - expanded sm_80",
 }
 """A case of the table for each kernel, ragged, with several warps where the plan has them."""

@@ -36,8 +36,8 @@ def test_sampled_sweep_has_its_permutation(monkeypatch):
     """Whatever its memory held: programs that find permutations for later launches may not be in the sample."""
     workspace = sweep.workspace
 
-    def full_of_ones(out, *, block):
-        order, *others = workspace(out, block=block)
+    def full_of_ones(out, **options):
+        order, *others = workspace(out, **options)
         return order.fill_(1), *others
 
     problem = ("vjp", size("192"), torch.float32, "H100")
