@@ -156,15 +156,14 @@ class Blocked:
     pieces: of how many sums the sum for a tile consists.
     split: whether these have programs of their own; the bits are the same, and the workspace has a block for each.
 
-    Estimates for 64 matrices of 256×256 on an H100, registers per thread and bytes of stack (sm_90) of the kernel for
-    tiles and for diagonal blocks; the sum of the times of all launches, without what lies between them, and their
-    number; and the time of the fewest bytes:
+    Estimates for 64 matrices of 256×256 on an H100, registers per thread and most bytes of stack (sm_90); the sum of the
+    times of all launches, without what lies between them, and their number; and the time of the fewest bytes:
 
-                    vjp                                     jvp
-        float32     200, 0   255, 0      73 µs /  8         239, 0      255, 80      77 µs /  8         15 µs
-        float64     255, 40  255, 584   104 µs /  8         255, 528    255, 472    118 µs /  8         30 µs
-        complex64   255, 536 255, 656   205 µs / 16         255, 1056   255, 312    227 µs / 16         30 µs
-        complex128  255, 32  255, 504   296 µs / 16         255, 128    255, 120    325 µs / 16         60 µs
+                    vjp                         jvp
+        float32     255, 40      76 µs /  8     255, 96      81 µs /  8      15 µs
+        float64     255, 696    117 µs /  8     255, 504    126 µs /  8      30 µs
+        complex64   255, 808    216 µs / 16     255, 936    234 µs / 16      30 µs
+        complex128  255, 544    317 µs / 16     255, 144    343 µs / 16      60 µs
 
     Latency limits the launches with few programs, shared memory and L2 the others. Blocks of half the width in float32
     and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. In complex64 four warps
