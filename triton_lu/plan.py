@@ -156,8 +156,8 @@ class Blocked:
     pieces: of how many sums the sum for a tile consists.
     split: whether these have programs of their own; the bits are the same, and the workspace has a block for each.
 
-    Estimates for 64 matrices of 256×256 on an H100, registers per thread and most bytes of stack (sm_90); the sum of the
-    times of all launches, without what lies between them, and their number; and the time of the fewest bytes:
+    Estimates for 64 matrices of 256×256 on an H100, registers per thread and most bytes of stack (sm_90); the sum of
+    the times of all launches, without what lies between them, and their number; and the time of the fewest bytes:
 
                     vjp                         jvp
         float32     255, 40      76 µs /  8     255, 96      81 µs /  8      15 µs
