@@ -2,6 +2,7 @@
 
 import re
 
+import torch
 import triton
 
 OLD_COMPILER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
@@ -24,3 +25,12 @@ FAULTS = {
     "without masks of stores": (without_masks("st"), "race|out-of-bounds|<="),
 }
 """To be planted by `edit_ptx`, and what is to be found: by the emulator, or an error above what is accepted."""
+
+
+def assert_is_factorization(A, results):
+    """LAPACK's pivots and infos, and its factors up to rounding."""
+    LU, pivots, infos = torch.linalg.lu_factor_ex(A)
+    assert torch.equal(results[1], pivots)
+    assert torch.equal(results[2], infos)
+    scale = LU.abs().amax((-2, -1), keepdim=True)
+    assert ((results[0] - LU).abs() <= 1e3 * torch.finfo(A.dtype).eps * scale).all()
