@@ -21,7 +21,7 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile("default")
 
 if os.environ["TRITON_INTERPRET"] == "1":
-    collect_ignore = ["emulator"]
+    collect_ignore = ["emulator", "gpu"]
 
 
 @pytest.fixture(autouse=True, scope="session")

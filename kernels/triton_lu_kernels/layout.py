@@ -128,11 +128,10 @@ def store_tile(
 @triton.jit
 def _spread(rows, COLS: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.constexpr):
     """Numbers [matrices, rows] of rows, each at all reals [matrices, reals] of its row in the order of `_entries`."""
-    entries = tl.broadcast_to(rows[:, :, None], (rows.shape[0], rows.shape[1], COLS))
-    if COMPONENTS == 1:
-        spread = _flatten((entries,), BY_COLUMN).to(tl.int64)
-    else:
-        spread = _flatten((entries, entries), BY_COLUMN).to(tl.int64)
+    entries = tl.broadcast_to(rows[:, :, None, None], (rows.shape[0], rows.shape[1], COLS, COMPONENTS))
+    if BY_COLUMN:
+        entries = tl.permute(entries, (0, 2, 1, 3))
+    spread = tl.reshape(entries, (rows.shape[0], rows.shape[1] * COLS * COMPONENTS)).to(tl.int64)
     if not BY_COLUMN:
         # True, and beyond what the compiler can see through a reshape: neighbours lie in the same row.
         spread = tl.max_constancy(spread, [1, COLS * COMPONENTS])
