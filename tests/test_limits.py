@@ -82,7 +82,7 @@ def test_one_by_one(backend, dtype):
     torch.testing.assert_close(second, torch.zeros_like(A))
 
 
-@pytest.mark.parametrize("shape", [(10_000, 3), (3, 10_000), (10_000, 1), (1, 10_000), (4, 10_000, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(10_000, 3), (3, 10_000), (10_000, 1), (1, 200_000), (4, 10_000, 5)], ids=str)
 def test_long_and_narrow(shape):
     """Pᵀ A = L U, Pᵀ E = dL U + L dU and Re⟨G, jvp(E)⟩ = Re⟨vjp(G), E⟩, which need no matrix of 10,000×10,000."""
     m, n = shape[-2:]

@@ -13,10 +13,10 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 
 
 def test_every_problem_has_a_sweep():
-    for batch, m, n in itertools.product(BATCHES, SIZES, SIZES):
-        sweep = plan.sweep(batch, m, n, torch.float32, "cpu")
-        assert 1 <= sweep.block <= max(sweep.span, min(m, n))
-        assert batch > 1 or sweep.block > 1 or min(m, n) == 1  # a single matrix is never swept with the batch last
+    for device, batch, m, n in itertools.product(("cpu", "cuda"), BATCHES, SIZES, SIZES):
+        sweep = plan.sweep(batch, m, n, torch.float32, device)
+        assert 1 <= sweep.block <= max(sweep.span, min(m, n), 2)
+        assert sweep.block > 1 or (batch > 1 and device == "cpu")  # in NumPy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
