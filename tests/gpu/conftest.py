@@ -1,4 +1,4 @@
-"""On a GPU, with the kernels compiled: `TRITON_INTERPRET=0 pytest tests/gpu`. Without one that is an error, not a skip."""
+"""On a GPU, with compiled kernels: `TRITON_INTERPRET=0 pytest tests/gpu`. Without one that is an error, not a skip."""
 
 import pytest
 import torch

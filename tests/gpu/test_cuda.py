@@ -1,4 +1,4 @@
-"""What a CUDA tensor meets: compiled kernels and ATen on the GPU, held to the references in double precision on the CPU."""
+"""What CUDA tensors meet: compiled kernels, and ATen on the GPU, held to the references in double precision."""
 
 import pytest
 import reference
