@@ -50,8 +50,8 @@ def batch_offset(strides, batch):
 def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
     """Offsets [matrices, reals] in reals; `row` and `col` are [1, reals] or differ between the matrices."""
     offset = batch_offset(strides[0], batch) * COMPONENTS
-    row_offset = row.to(tl.int64) * (strides[1] * COMPONENTS)
-    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component[None, :]
+    row_offset = row.to(tl.int64) * strides[1] * COMPONENTS
+    col_offset = col.to(tl.int64) * strides[2] * COMPONENTS + component[None, :]
     return offset + row_offset + col_offset
 
 
