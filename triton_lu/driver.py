@@ -18,14 +18,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     chosen = _planned("factor", A)
     LU, pivots, infos = empty_factors(A)
     with _launching(A):
-        factor_kernel.factor(
-            _flat(LU, 2),
-            _flat(pivots, 1),
-            _flat(infos, 0),
-            _flat(A, 2),
-            pivot=pivot,
-            **asdict(chosen),
-        )
+        factor_kernel.factor(LU, pivots, infos, A, pivot=pivot, **asdict(chosen))
     return LU, pivots, infos
 
 
@@ -42,10 +35,10 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
 def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
     out = empty_row_major(X)
-    arguments = (_flat(out, 2), _flat(LU, 2), _flat(pivots, 1), _flat(X, 2))
+    arguments = (out, LU, pivots, X)
     regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
     if isinstance(chosen, plan.Blocked):
-        arguments += sweep.workspace(arguments[0], block=chosen.block, pieces=chosen.pieces, split=chosen.split)
+        arguments += sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
     with _launching(X):
         getattr(regime, name)(*arguments, **asdict(chosen))
     return out
@@ -75,9 +68,3 @@ def _planned(name: str, X: Tensor) -> plan.Columns | plan.Warp | plan.Tile | pla
             "use `triton_lu.backend('auto')` or 'aten'"
         )
     return chosen
-
-
-def _flat(X: Tensor, dims: int) -> Tensor:
-    """X with one batch dimension before its last `dims`: a view, unless the batch dimensions have no common stride."""
-    batch = X.shape[: X.ndim - dims]
-    return X.reshape(batch.numel(), *X.shape[X.ndim - dims :])

@@ -30,7 +30,7 @@ def load(
     if TRANSPOSED:
         return layout.transpose(load(x, col, row, COLS, ROWS, False, DIAGONAL, source))
     else:
-        mask = batch >= 0
+        mask = batch[0] >= 0
         tile = layout.load_tile(
             ptr, strides, shape, batch, mask, ROWS, COLS, COMPONENTS, BY_COLUMN, RAGGED, DIAGONAL, row, col, source
         )
@@ -47,7 +47,7 @@ def store(x, block, row, col, TRANSPOSED: tl.constexpr = False, destination=None
         store(x, layout.transpose(block), col, row, False, destination)
     else:
         tile = layout.reshape(block, (1, block[0].shape[0], block[0].shape[1]))
-        layout.store_tile(ptr, strides, shape, batch, batch >= 0, destination, tile, BY_COLUMN, RAGGED, row, col)
+        layout.store_tile(ptr, strides, shape, batch, batch[0] >= 0, destination, tile, BY_COLUMN, RAGGED, row, col)
 
 
 @triton.jit

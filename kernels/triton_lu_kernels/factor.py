@@ -2,10 +2,10 @@
 
     P^T A = L U
 
-    A       [batch, m, n]
-    LU      [batch, m, n]   L strictly below the diagonal, U on and above it
-    pivots  [batch, k]      int32, 1-based; k = min(m, n)
-    infos   [batch]         int32: the first i, from 1, for which U[i, i] is exactly zero, or 0
+    A       [*batch, m, n]
+    LU      [*batch, m, n]  L strictly below the diagonal, U on and above it
+    pivots  [*batch, k]     int32, 1-based; k = min(m, n)
+    infos   [*batch]        int32: the first i, from 1, for which U[i, i] is exactly zero, or 0
 
 Real and complex, any strides. As in LAPACK, a step exchanges its row with that of the entry of largest modulus, |re| +
 |im| over the complex numbers, the first one of equals, and does not divide by a pivot that is exactly zero.
@@ -137,8 +137,9 @@ def factor_kernel(
     RAGGED: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch_mask = batch < batch_size
+    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    batch = layout.batch_index(number, shape)
+    batch_mask = number < batch_size
     A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
     columns = layout.unstack(A)
 
@@ -168,36 +169,35 @@ def factor_kernel(
     layout.store_tile(LU_ptr, LU_strides, shape, batch, batch_mask, None, layout.stack(columns), LU_BY_COLUMN, RAGGED)
 
     steps = tl.minimum(shape[0], shape[1])
-    pivots_offsets = batch[:, None] * pivots_strides[0] + row.to(tl.int64) * pivots_strides[1]
+    pivots_offsets = layout.batch_offset(pivots_strides[0], batch) + row.to(tl.int64) * pivots_strides[1]
     tl.store(pivots_ptr + pivots_offsets, pivots + 1, batch_mask[:, None] & (row < steps))
     infos = tl.where(first_zero < steps, first_zero + 1, 0)
-    tl.store(infos_ptr + batch[:, None] * infos_strides[0] + row * 0, infos, batch_mask[:, None] & (row == 0))
+    infos_offsets = layout.batch_offset(infos_strides[0], batch) + row * 0
+    tl.store(infos_ptr + infos_offsets, infos, batch_mask[:, None] & (row == 0))
 
 
 def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
     """Writes the packed factors of A to `LU`, with partial pivoting if `pivot`, and LAPACK's `pivots` and `infos`.
 
-    `A` and `LU` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 64; `pivots`
-    is [batch, min(m, n)] int32, `infos` [batch] int32. Any strides, an expanded A too; the results overlap nothing.
+    `A` and `LU` are [*batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 64; `pivots`
+    is [*batch, min(m, n)] int32, `infos` [*batch] int32. Any strides, an expanded A too; the results overlap nothing.
     `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes; `panel` divides
     the least power of two that holds m and n. Nothing is validated here, and nothing launched for an empty batch.
     """
-    batch_size, m, n = A.shape
-    if batch_size == 0:
-        return
     if LU.numel() == 0:
         infos.zero_()
         return
+    batch_size, (m, n) = A.shape[:-2].numel(), A.shape[-2:]
     N = max(2, triton.next_power_of_2(max(m, n)))
     LU_reals, A_reals = (torch.view_as_real(x) if x.is_complex() else x for x in (LU, A))
-    strides = (LU.stride(), pivots.stride(), infos.stride(), A.stride())
+    sizes, strides = launch.batch_dims(A.shape[:-2], LU, pivots, infos, A)
     factor_kernel[(triton.cdiv(batch_size, matrices),)](
         LU_reals,
         pivots,
         infos,
         A_reals,
         *strides,
-        (m, n),
+        (m, n, *sizes),
         batch_size,
         N=N,
         MATRICES=matrices,

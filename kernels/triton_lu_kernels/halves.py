@@ -22,13 +22,13 @@ import torch
 import triton
 import triton.language as tl
 
-from . import blocks, field, launch, permutation
+from . import blocks, field, launch, layout, permutation
 
 
 @triton.jit
 def _halves(pivots_ptr, strides, shape, batch):
     """Where the rows of the upper half of X, and those of the lower half, lie in P X."""
-    destination = permutation.destinations(pivots_ptr, strides, shape, batch, batch >= 0, 32)
+    destination = permutation.destinations(pivots_ptr, strides, shape, batch, batch[0] >= 0, 32)
     return tl.split(tl.permute(tl.reshape(destination, (1, 2, 16)), (0, 2, 1)))
 
 
@@ -80,7 +80,7 @@ def vjp_halves_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    batch = layout.batch_index(tl.program_id(0).to(tl.int64) + tl.arange(0, 1), shape)
     _vjp(
         (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
@@ -137,7 +137,7 @@ def jvp_halves_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    batch = layout.batch_index(tl.program_id(0).to(tl.int64) + tl.arange(0, 1), shape)
     _jvp(
         (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
@@ -164,4 +164,5 @@ def _launch(kernel, out, LU, pivots, x, num_warps):
     if out.dtype == torch.float32:
         # With 168 registers twelve one-warp programs fit on a multiprocessor instead of eight, and none is spilled.
         options["maxnreg"] = 168
-    kernel[out.shape[:1]](*args, **constants, **options)
+    grid = (out.shape[:-2].numel(),)
+    kernel[grid](*args, **constants, **options)

@@ -3,12 +3,13 @@
 import torch
 
 
-def arguments(out, LU, pivots, x, N):
+def arguments(out, LU, pivots, x, N, *others):
     """The pointers, strides and shape that every kernel of a map takes first, and its constants for a map of x, which
-    is the gradient G or the change E, completed to N x N."""
-    m, n = out.shape[1:]
-    reals = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in (out, LU, x)]
-    strides = (out.stride(), LU.stride(), pivots.stride(), x.stride())
+    is the gradient G or the change E, completed to N x N. Pointer and strides of each of the `others` follow."""
+    m, n = out.shape[-2:]
+    tensors = (out, LU, pivots, x, *others)
+    sizes, strides = batch_dims(out.shape[:-2], *tensors)
+    reals = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
     constants = {
         "COMPONENTS": 2 if out.is_complex() else 1,
         "OUT_BY_COLUMN": by_column(out),
@@ -16,9 +17,29 @@ def arguments(out, LU, pivots, x, N):
         "IN_BY_COLUMN": by_column(x),
         "RAGGED": (m, n) != (N, N),
     }
-    return (reals[0], reals[1], pivots, reals[2], *strides, (m, n)), constants
+    arguments_of_others = sum(zip(reals[4:], strides[4:], strict=True), ())
+    return (*reals[:4], *strides[:4], (m, n, *sizes), *arguments_of_others), constants
+
+
+def batch_dims(batch, *tensors):
+    """The batch dimensions of tensors as kernels take them, from the innermost on: sizes without the outermost one, and
+    of each tensor the strides, those of the batch dimensions in a tuple of their own.
+
+    Dimensions become one where the strides of all tensors allow it. Usually one is left, and there are no sizes.
+    """
+    ndim = len(batch)
+    dims = []
+    for size, *steps in reversed([*zip(batch, *(x.stride()[:ndim] for x in tensors), strict=True)]):
+        if dims and steps == [dims[-1][0] * step for step in dims[-1][1:]]:
+            dims[-1][0] *= size
+        elif size != 1:
+            dims.append([size, *steps])
+    if not dims:  # one matrix: as in a contiguous batch, for which there may be a compiled kernel
+        dims = [[1, *(x.shape[ndim:].numel() for x in tensors)]]
+    sizes, *strides = zip(*dims, strict=True)
+    return sizes[:-1], [(steps, *x.stride()[ndim:]) for steps, x in zip(strides, tensors, strict=True)]
 
 
 def by_column(x):
     """Whether the entries of a column lie closer together than those of a row."""
-    return x.stride(1) < x.stride(2)
+    return x.stride(-2) < x.stride(-1)

@@ -5,7 +5,8 @@ In memory a batch of matrices may have any strides. In registers it is a *tile*,
 tensor by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
 
 Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Offsets are 64 bits
-wide from the first multiplication.
+wide from the first multiplication. A batch may have several dimensions, those of `launch.batch_dims`: the first of the
+strides is a tuple of theirs, and `batch`, the indices of some matrices, another.
 """
 
 import triton
@@ -25,12 +26,33 @@ def _entries(ROWS: tl.constexpr, COLS: tl.constexpr, COMPONENTS: tl.constexpr, B
 
 
 @triton.jit
+def batch_index(number, shape):
+    """The indices of matrices in every batch dimension, from the innermost on, of their numbers, 64 bits wide: `shape`
+    has the sizes after m and n, but for the outermost. A kernel does this once, since it takes divisions."""
+    batch = ()
+    for dim in tl.static_range(2, len(shape)):
+        batch += (number % shape[dim],)
+        number = number // shape[dim]
+    batch += (number,)
+    return batch
+
+
+@triton.jit
+def batch_offset(strides, batch):
+    """Where matrices begin [matrices, 1], from their indices and the strides of the batch dimensions."""
+    offset = batch[0] * strides[0]
+    for dim in tl.static_range(1, len(batch)):
+        offset += batch[dim] * strides[dim]
+    return offset[:, None]
+
+
+@triton.jit
 def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
     """Offsets [matrices, reals] in reals; `row` and `col` are [1, reals] or differ between the matrices."""
-    batch_offset = batch.to(tl.int64)[:, None] * (strides[0] * COMPONENTS)
-    row_offset = row.to(tl.int64) * (strides[1] * COMPONENTS)
-    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component[None, :]
-    return batch_offset + row_offset + col_offset
+    offset = batch_offset(strides[0], batch) * COMPONENTS
+    row_offset = row.to(tl.int64) * strides[1] * COMPONENTS
+    col_offset = col.to(tl.int64) * strides[2] * COMPONENTS + component[None, :]
+    return offset + row_offset + col_offset
 
 
 @triton.jit
@@ -81,14 +103,14 @@ def load_tile(
     if COMPONENTS == 1:
         flat = (reals,)
     else:
-        re, im = tl.split(tl.reshape(reals, (batch.shape[0], ROWS * COLS, 2)))
+        re, im = tl.split(tl.reshape(reals, (batch_mask.shape[0], ROWS * COLS, 2)))
         flat = (re, im)
     tile = ()
     for part in tl.static_range(COMPONENTS):
         if BY_COLUMN:
-            tile += (tl.permute(tl.reshape(flat[part], (batch.shape[0], COLS, ROWS)), (0, 2, 1)),)
+            tile += (tl.permute(tl.reshape(flat[part], (batch_mask.shape[0], COLS, ROWS)), (0, 2, 1)),)
         else:
-            tile += (tl.reshape(flat[part], (batch.shape[0], ROWS, COLS)),)
+            tile += (tl.reshape(flat[part], (batch_mask.shape[0], ROWS, COLS)),)
     return tile
 
 

@@ -6,6 +6,8 @@ Pivots are LAPACK's: 1-based; row i was exchanged with row pivots[i] - 1, for i 
 import triton
 import triton.language as tl
 
+from . import layout
+
 
 @triton.jit
 def _chosen(pivots, shape):
@@ -22,7 +24,7 @@ def destinations(pivots_ptr, strides, shape, batch, batch_mask, N: tl.constexpr)
     on top; the shorter chain it buys is of no use here, where arithmetic that does not depend on it hides this one.
     """
     row = tl.arange(0, N)
-    offsets = batch.to(tl.int64)[:, None] * strides[0] + row.to(tl.int64)[None, :] * strides[1]
+    offsets = layout.batch_offset(strides[0], batch) + row.to(tl.int64)[None, :] * strides[1]
     mask = batch_mask[:, None] & (row < tl.minimum(shape[0], shape[1]))[None, :]
     destination = tl.broadcast_to(row[None, :], offsets.shape)
     pivots = tl.where(mask, _chosen(tl.load(pivots_ptr + offsets, mask, other=0), shape), destination)
@@ -51,7 +53,7 @@ def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
     two instructions per exchange, which is short beside anything else that is done with so large a matrix.
     """
     end = tl.minimum(end, tl.minimum(shape[0], shape[1]))
-    first = batch[:, None] * strides[0]
+    first = layout.batch_offset(strides[0], batch)
     own = tl.load(pivots_ptr + first + rows.to(tl.int64) * strides[1], rows < end, other=0)
     destination = tl.where(rows < end, _chosen(own, shape), rows)
     lane = tl.arange(0, 32)[None, :]

@@ -3,9 +3,10 @@
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
 
-Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [batch, m] takes the row
-of P X at which each row of X arrives; `inverses` [batch, rows, BLOCK] the inverse of every diagonal block of L, each
-followed by the transposed inverse of the same block of U; `sums` [batch, rows, BLOCK] one block or more for every tile.
+Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [*batch, m] takes the row
+of P X at which each row of X arrives; `inverses` [*batch, rows, BLOCK] the inverse of every diagonal block of L, each
+followed by the transposed inverse of the same block of U; `sums` [*batch, rows, BLOCK] one block or more for every
+tile.
 
 J is a diagonal block of width BLOCK, R the rows or columns after it, S = W[R, R]; all products with the inverses are
 products of blocks of the sweep. The blocked factorization reversed, from the last J to the first, is vjp,
@@ -44,7 +45,7 @@ from . import blocks, field, launch, layout, permutation
 def _places(order, row, ROWS: tl.constexpr):
     """Entries [1, ROWS] from `row` on of order = (pointer, strides, shape, batch); 0 for rows that do not exist."""
     rows = row + tl.arange(0, ROWS)[None, :]
-    offsets = order[3][:, None] * order[1][0] + rows
+    offsets = layout.batch_offset(order[1][0], order[3]) + rows
     return tl.load(order[0] + offsets, rows < order[2][0], other=0)
 
 
@@ -105,13 +106,14 @@ def prepare_kernel(
 ):
     inversions = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
     programs = inversions + tl.cdiv(shape[0], ROWS)
-    batch = (tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1)
+    batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
     task = tl.program_id(0) % programs
     if task >= inversions:
         row = (task - inversions) * ROWS
         rows = row + tl.arange(0, ROWS)[None, :]
         destination = permutation.destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, row + ROWS)
-        tl.store(order_ptr + batch[:, None] * order_strides[0] + rows, destination, rows < shape[0])
+        first = layout.batch_offset(order_strides[0], batch)
+        tl.store(order_ptr + first + rows, destination, rows < shape[0])
     else:
         _invert(
             (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),
@@ -292,7 +294,7 @@ def _diagonal_block(
     out, LU, X, order, inverses, sums, J, FORWARD: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr
 ):
     """X11 or dB11."""
-    m, n = out[2]
+    m, n = out[2][:2]
     places = _places(order, J, BLOCK)
     W = blocks.load(X, J, J, BLOCK, BLOCK, source=places if FORWARD else None)
     if FORWARD:
@@ -403,7 +405,7 @@ def step_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = (tl.program_id(0) // tasks).to(tl.int64) + tl.arange(0, 1)
+    batch = layout.batch_index((tl.program_id(0) // tasks).to(tl.int64) + tl.arange(0, 1), shape)
     _task(
         (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
@@ -424,12 +426,12 @@ def step_kernel(
 
 def workspace(out, *, block, pieces, split):
     """Uninitialized `order`, `inverses` and `sums` for a result like `out` and these options of `vjp` or `jvp`."""
-    batch_size, m, n = out.shape
+    *batch, m, n = out.shape
     blocks_below, blocks_right = triton.cdiv(m, block), triton.cdiv(n, block)
-    order = torch.empty(batch_size, m, dtype=torch.int32, device=out.device)
-    inverses = out.new_empty(batch_size, 2 * block * min(blocks_below, blocks_right), block)
+    order = torch.empty(*batch, m, dtype=torch.int32, device=out.device)
+    inverses = out.new_empty(*batch, 2 * block * min(blocks_below, blocks_right), block)
     numbers = 1 + pieces if split else 1
-    sums = out.new_empty(batch_size, numbers * block * (blocks_below + blocks_right), block)
+    sums = out.new_empty(*batch, numbers * block * (blocks_below + blocks_right), block)
     return order, inverses, sums
 
 
@@ -455,24 +457,22 @@ def jvp(out, LU, pivots, E, order, inverses, sums, **options):
 def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms, pieces, split, num_warps):
     if out.numel() == 0:
         return
-    batch_size, m, n = out.shape
+    batch_size, (m, n) = out.shape[:-2].numel(), out.shape[-2:]
     k = min(m, n)
-    args, constants = launch.arguments(out, LU, order, x, block)
+    args, constants = launch.arguments(out, LU, order, x, block, inverses, sums, pivots)
     constants["BLOCK"] = block
     constants["RAGGED"] = m % block != 0 or n % block != 0
-    for blocks_of_rows in (inverses, sums):
-        real = torch.view_as_real(blocks_of_rows) if out.is_complex() else blocks_of_rows
-        args += (real, blocks_of_rows.stride())
 
     common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
     programs = triton.cdiv(k, block) + triton.cdiv(m, 32)
-    prepare_kernel[(batch_size * programs,)](*args, pivots, pivots.stride(), ROWS=32, **common, num_warps=1)
+    prepare_kernel[(batch_size * programs,)](*args, ROWS=32, **common, num_warps=1)
 
     def tiles_after(J):
         return sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
 
     constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
     options = {"num_warps": num_warps, "num_stages": 1}
+    args = args[:-2]  # without the pivots, which `order` replaces
     for J in range(0, k, block) if forward else reversed(range(0, k, block)):
         following = J if forward else J - block
         tasks = 1 + tiles_after(following) * pieces if split and following >= 0 else 1

@@ -175,8 +175,8 @@ def vjp_tile_kernel(
     LU_BY_COLUMN: tl.constexpr,
     IN_BY_COLUMN: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch >= 0, N)
+    batch = layout.batch_index(tl.program_id(0).to(tl.int64) + tl.arange(0, 1), shape)
+    order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch[0] >= 0, N)
     _vjp(
         (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, True),
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
@@ -265,8 +265,8 @@ def jvp_tile_kernel(
     LU_BY_COLUMN: tl.constexpr,
     IN_BY_COLUMN: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch >= 0, N)
+    batch = layout.batch_index(tl.program_id(0).to(tl.int64) + tl.arange(0, 1), shape)
+    order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch[0] >= 0, N)
     _jvp(
         (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, True),
         (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
@@ -290,7 +290,8 @@ def jvp(out, LU, pivots, E, *, block, rows, num_warps):
 def _launch(kernel, out, LU, pivots, x, block, rows, num_warps):
     if out.numel() == 0:
         return
-    N = triton.next_power_of_2(max(out.shape[1:]))
+    N = triton.next_power_of_2(max(out.shape[-2:]))
     args, constants = launch.arguments(out, LU, pivots, x, N)
     del constants["RAGGED"]  # the kernels test every access
-    kernel[out.shape[:1]](*args, N=N, BLOCK=block, ROWS=rows, **constants, num_warps=num_warps, num_stages=1)
+    grid = (out.shape[:-2].numel(),)
+    kernel[grid](*args, N=N, BLOCK=block, ROWS=rows, **constants, num_warps=num_warps, num_stages=1)

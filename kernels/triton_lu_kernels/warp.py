@@ -3,10 +3,10 @@
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
 
-    LU      [batch, m, n]   L strictly below the diagonal, U on and above it
-    pivots  [batch, k]      int32, 1-based; k = min(m, n)
-    G, E    [batch, m, n]   the upstream gradient; the change of the matrix
-    out     [batch, m, n]
+    LU      [*batch, m, n]  L strictly below the diagonal, U on and above it
+    pivots  [*batch, k]     int32, 1-based; k = min(m, n)
+    G, E    [*batch, m, n]  the upstream gradient; the change of the matrix
+    out     [*batch, m, n]
 
 Real and complex, any strides. Every matrix is completed with an identity to N x N, N the next power of two: L is then
 m x m and U is n x n, and the m x n corner of the result is the answer.
@@ -44,8 +44,9 @@ def vjp_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch_mask = batch < batch_size
+    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    batch = layout.batch_index(number, shape)
+    batch_mask = number < batch_size
     B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
     G = layout.load_tile(G_ptr, G_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED)
     destination = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
@@ -86,8 +87,9 @@ def jvp_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch_mask = batch < batch_size
+    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    batch = layout.batch_index(number, shape)
+    batch_mask = number < batch_size
     source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
     E = layout.load_tile(
         E_ptr, E_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
@@ -114,12 +116,12 @@ def jvp_kernel(
 def vjp(out, LU, pivots, G, *, matrices, num_warps):
     """Writes the backward of LU to `out`: P X with X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H.
 
-    `out`, `LU` and `G` are [batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32;
-    `pivots` is [batch, min(m, n)] int32. Any strides, expanded inputs too; `out` overlaps nothing. `matrices`, a power
+    `out`, `LU` and `G` are [*batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32;
+    `pivots` is [*batch, min(m, n)] int32. Any strides, expanded inputs too; `out` overlaps nothing. `matrices`, a power
     of two, is the number of them that each program of `num_warps` warps takes; a program takes a single one if m or n
     is above 16. Nothing is validated here, and nothing launched for an empty `out`.
     """
-    if max(out.shape[1:]) > 16:
+    if max(out.shape[-2:]) > 16:
         halves.vjp(out, LU, pivots, G, num_warps=num_warps)
     else:
         _launch(vjp_kernel, out, LU, pivots, G, matrices, num_warps)
@@ -130,7 +132,7 @@ def jvp(out, LU, pivots, E, *, matrices, num_warps):
 
     Arguments as those of `vjp`, E for G.
     """
-    if max(out.shape[1:]) > 16:
+    if max(out.shape[-2:]) > 16:
         halves.jvp(out, LU, pivots, E, num_warps=num_warps)
     else:
         _launch(jvp_kernel, out, LU, pivots, E, matrices, num_warps)
@@ -139,7 +141,7 @@ def jvp(out, LU, pivots, E, *, matrices, num_warps):
 def _launch(kernel, out, LU, pivots, x, matrices, num_warps):
     if out.numel() == 0:
         return
-    batch_size, m, n = out.shape
+    batch_size, (m, n) = out.shape[:-2].numel(), out.shape[-2:]
     N = max(2, triton.next_power_of_2(max(m, n)))
     args, constants = launch.arguments(out, LU, pivots, x, N)
     grid = (triton.cdiv(batch_size, matrices),)

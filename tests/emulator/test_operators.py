@@ -296,6 +296,25 @@ def test_case(case):
     check(case)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "jvp float32 7 5 5 column row sm_80",
+        "vjp complex64 12 17 2 column row sm_90",
+        "vjp float32 35 40 2 expanded row sm_80",
+        "jvp float32 20 133 2 column row sm_90",
+        "factor float32 3 4 20 - row sm_80",
+    ],
+)
+def test_batch_of_two_dimensions(case):
+    """Every matrix is there twice, but not in memory: the two dimensions have no common stride."""
+    case = Case.parse(case)
+    args = arguments(case)
+    twice = [x[:, None].expand(case.batch, 2, *x.shape[1:]) for x in args]
+    for x, y in zip(run(case, twice), run(case, args), strict=True):
+        assert torch.equal(x, y[:, None].expand_as(x))
+
+
 PLANTED = {
     "vjp_kernel": "vjp float32 13 9 17 column expanded sm_80",
     "jvp_kernel": "jvp float32 7 5 33 column row sm_80",
