@@ -76,7 +76,7 @@ def fewest_bytes(name: str, size: Size, dtype: torch.dtype) -> int:
     return matrices * size.m * size.n * dtype.itemsize + 4 * min(size[1:]) + (4 if name == "factor" else 0)
 
 
-class _NoDevice:
+class NoDevice:
     """Stands in for Triton's driver: enough for compiling ahead of time."""
 
     def __init__(self, target: str):
@@ -102,7 +102,7 @@ def compiling(target: str) -> Iterator[list[Any]]:
         compiled.append(run(self, *args, warmup=True, **options))
 
     JITFunction.run = compile_only
-    driver.set_active(_NoDevice(target))
+    driver.set_active(NoDevice(target))
     try:
         yield compiled
     finally:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     chosen = _planned("factor", A)
     LU, pivots, infos = empty_factors(A)
     with _launching(A):
-        factor_kernel.factor(LU, pivots, infos, A, pivot=pivot, **asdict(chosen))
+        factor_kernel.factor(LU, pivots, infos, A, pivot=pivot, **vars(chosen))
     return LU, pivots, infos
 
 
@@ -40,7 +39,7 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     if isinstance(chosen, plan.Blocked):
         arguments += sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
     with _launching(X):
-        getattr(regime, name)(*arguments, **asdict(chosen))
+        getattr(regime, name)(*arguments, **vars(chosen))
     return out
 
 

@@ -188,10 +188,10 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
         infos.zero_()
         return
     batch_size, (m, n) = A.shape[:-2].numel(), A.shape[-2:]
-    N = max(2, triton.next_power_of_2(max(m, n)))
+    N = launch.power_of_two(max(m, n))
     LU_reals, A_reals = (torch.view_as_real(x) if x.is_complex() else x for x in (LU, A))
     sizes, strides = launch.batch_dims(A.shape[:-2], LU, pivots, infos, A)
-    factor_kernel[(triton.cdiv(batch_size, matrices),)](
+    factor_kernel[(launch.ceil_div(batch_size, matrices),)](
         LU_reals,
         pivots,
         infos,

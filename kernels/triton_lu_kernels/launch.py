@@ -1,6 +1,9 @@
 """What the launchers have in common."""
 
+from collections.abc import Callable
+
 import torch
+from triton.compiler import CompiledKernel
 
 
 def arguments(out, LU, pivots, x, N, *others):
@@ -43,3 +46,31 @@ def batch_dims(batch, *tensors):
 def by_column(x):
     """Whether the entries of a column lie closer together than those of a row."""
     return x.stride(-2) < x.stride(-1)
+
+
+def launcher(kernel, constants, options) -> Callable[..., None]:
+    """Launches a kernel as `kernel[(programs,)](*args, **constants, **options)`, for args that all compile to the same.
+
+    Triton looks the compiled kernel up for the first launch only: with its specialization of every argument that takes
+    20 µs and more, on some hosts more than the kernel. `constants` are the last parameters of the kernel.
+    """
+    found = None
+
+    def launch(programs, *args):
+        nonlocal found
+        if isinstance(found, CompiledKernel):
+            found[(programs, 1, 1)](*args, *(constants[name] for name in kernel.arg_names[len(args) :]))
+        else:
+            found = kernel[(programs,)](*args, **constants, **options)
+
+    return launch
+
+
+def ceil_div(a, b):
+    """a / b, rounded up. On the host, where `triton.cdiv` and its kin take 8 µs."""
+    return -(-a // b)
+
+
+def power_of_two(size):
+    """The least one from 2 on that is not below `size`."""
+    return max(2, 1 << (size - 1).bit_length())

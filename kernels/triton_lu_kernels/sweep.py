@@ -427,7 +427,7 @@ def step_kernel(
 def workspace(out, *, block, pieces, split):
     """Uninitialized `order`, `inverses` and `sums` for a result like `out` and these options of `vjp` or `jvp`."""
     *batch, m, n = out.shape
-    blocks_below, blocks_right = triton.cdiv(m, block), triton.cdiv(n, block)
+    blocks_below, blocks_right = launch.ceil_div(m, block), launch.ceil_div(n, block)
     order = torch.empty(*batch, m, dtype=torch.int32, device=out.device)
     inverses = out.new_empty(*batch, 2 * block * min(blocks_below, blocks_right), block)
     numbers = 1 + pieces if split else 1
@@ -464,19 +464,21 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms,
     constants["RAGGED"] = m % block != 0 or n % block != 0
 
     common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
-    programs = triton.cdiv(k, block) + triton.cdiv(m, 32)
+    programs = launch.ceil_div(k, block) + launch.ceil_div(m, 32)
     prepare_kernel[(batch_size * programs,)](*args, ROWS=32, **common, num_warps=1)
 
     def tiles_after(J):
-        return sum(triton.cdiv(max(size - J - block, 0), block) for size in (m, n))
+        return sum(launch.ceil_div(max(size - J - block, 0), block) for size in (m, n))
 
     constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
     options = {"num_warps": num_warps, "num_stages": 1}
+    launch_diagonal = launch.launcher(step_kernel, {"TILES": False, **constants}, options)
+    launch_tiles = launch.launcher(step_kernel, {"TILES": True, **constants}, options)
     args = args[:-2]  # without the pivots, which `order` replaces
     for J in range(0, k, block) if forward else reversed(range(0, k, block)):
         following = J if forward else J - block
         tasks = 1 + tiles_after(following) * pieces if split and following >= 0 else 1
-        launches = [(False, tasks), (True, tiles_after(J))]
-        for of_tiles, tasks in launches if forward else reversed(launches):
+        launches = [(launch_diagonal, tasks), (launch_tiles, tiles_after(J))]
+        for launch_step, tasks in launches if forward else reversed(launches):
             if tasks > 0:
-                step_kernel[(batch_size * tasks,)](*args, J, tasks, TILES=of_tiles, **constants, **options)
+                launch_step(batch_size * tasks, *args, J, tasks)

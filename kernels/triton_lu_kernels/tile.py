@@ -290,7 +290,7 @@ def jvp(out, LU, pivots, E, *, block, rows, num_warps):
 def _launch(kernel, out, LU, pivots, x, block, rows, num_warps):
     if out.numel() == 0:
         return
-    N = triton.next_power_of_2(max(out.shape[-2:]))
+    N = launch.power_of_two(max(out.shape[-2:]))
     args, constants = launch.arguments(out, LU, pivots, x, N)
     del constants["RAGGED"]  # the kernels test every access
     grid = (out.shape[:-2].numel(),)

@@ -142,7 +142,7 @@ def _launch(kernel, out, LU, pivots, x, matrices, num_warps):
     if out.numel() == 0:
         return
     batch_size, (m, n) = out.shape[:-2].numel(), out.shape[-2:]
-    N = max(2, triton.next_power_of_2(max(m, n)))
+    N = launch.power_of_two(max(m, n))
     args, constants = launch.arguments(out, LU, pivots, x, N)
-    grid = (triton.cdiv(batch_size, matrices),)
+    grid = (launch.ceil_div(batch_size, matrices),)
     kernel[grid](*args, batch_size, N=N, MATRICES=matrices, **constants, num_warps=num_warps)
