@@ -62,26 +62,35 @@ def eliminate_(A: Tensor) -> None:
     eliminate_(A[..., h:, h:])
 
 
-def permutation(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
-    """Row i of Pᵀ A is row permutation[i] of A. The inverse: row i of P X is row permutation[i] of X."""
-    return _exchange(pivots, m, inverse, 0).view(*pivots.shape[:-1], m)
+def permutation(pivots: Tensor, m: int) -> Tensor:
+    """Row i of Pᵀ A is row permutation[i] of A."""
+    return _exchange(pivots, m, inverse=False, stride=0).view(*pivots.shape[:-1], m)
 
 
 def _permutation_of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
-    """The same with the rows of the whole batch numbered through, as one vector."""
-    return _exchange(pivots, m, inverse, m)
+    """The same with the rows of the whole batch numbered through, as one vector. The inverse: row i of P X is row
+    permutation[i] of X."""
+    if pivots.is_cuda:  # where the operator is one kernel
+        order = torch.ops.triton_lu.permutation(pivots, m)
+        return _number(order.view(pivots.shape[:-1].numel(), m), inverse=inverse, stride=m)
+    return _exchange(pivots, m, inverse=inverse, stride=m)
 
 
-def _exchange(pivots: Tensor, m: int, inverse: bool, stride: int) -> Tensor:
+def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
+    """The rows of the batch in that order or its inverse, numbered from i stride in matrix i."""
+    batch, m = order.shape
+    numbers = torch.arange(m, device=order.device) + stride * torch.arange(batch, device=order.device)[:, None]
+    moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
+    return moved.view(-1)
+
+
+def _exchange(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
     """The rows, numbered from i stride in matrix i, after the exchanges of the factorization or the same in reverse."""
     k = pivots.shape[-1]
     batch = pivots.shape[:-1].numel()
     form = plan.permutation(batch, k, pivots.device.type)
     if form == "links":
-        order = _follow_links(pivots.reshape(batch, k), m)
-        numbers = torch.arange(m, device=pivots.device) + stride * torch.arange(batch, device=pivots.device)[:, None]
-        moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
-        return moved.view(-1)
+        return _number(_follow_links(pivots.reshape(batch, k), m), inverse=inverse, stride=stride)
     exchange = _exchange_by_step if form == "by step" else _exchange_by_matrix
     return exchange(pivots.reshape(batch, k), m, range(k)[::-1] if inverse else range(k), stride)
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from triton_lu_kernels import factor as factor_kernel
+from triton_lu_kernels import permutation as permutation_kernel
 from triton_lu_kernels import sweep, tile, warp
 
 from triton_lu import plan
@@ -29,6 +30,14 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹."""
     return _map("jvp", LU, pivots, E)
+
+
+def permutation(pivots: Tensor, m: int) -> Tensor:
+    """pivots -> the order of the rows."""
+    order = pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
+    with _launching(pivots):
+        permutation_kernel.order(order, pivots)
+    return order
 
 
 def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:

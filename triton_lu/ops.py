@@ -98,18 +98,22 @@ def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool)
         return getattr(aten, name)(LU, pivots, X)
 
 
-def _run_permutation(pivots: Tensor, m: int) -> Tensor:
-    if pivots.numel() and not pivots.is_cuda:  # there, looking at them would be a synchronization
+def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:
+    if pivots.numel() and not on_cuda:  # there, looking at them would be a synchronization
         first, last = map(int, pivots.aminmax())
         if first < 1 or last > m:
             raise RuntimeError(f"`permutation` expects pivots from 1 to m = {m}; got pivots from {first} to {last}")
+    if current() == "triton" or (current() == "auto" and on_cuda):
+        from triton_lu import driver
+
+        return driver.permutation(pivots, m)
     return aten.permutation(pivots, m)
 
 
 for _key in ("CPU", "CUDA"):
     _on_cuda = _key == "CUDA"
     _library.impl("factor", partial(_run_factor, on_cuda=_on_cuda), _key)
-    _library.impl("permutation", _run_permutation, _key)
+    _library.impl("permutation", partial(_run_permutation, on_cuda=_on_cuda), _key)
     for _name in ("vjp", "jvp"):
         _library.impl(_name, partial(_run_map, name=_name, on_cuda=_on_cuda), _key)
 

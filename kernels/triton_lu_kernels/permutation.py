@@ -6,7 +6,7 @@ Pivots are LAPACK's: 1-based; row i was exchanged with row pivots[i] - 1, for i 
 import triton
 import triton.language as tl
 
-from . import layout
+from . import launch, layout
 
 
 @triton.jit
@@ -65,3 +65,28 @@ def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
             pivot = tl.gather(pivots, tl.full(rows.shape, i, tl.int32), 1)
             destination = tl.where((destination == pivot) & (rows > step), step, destination)
     return destination
+
+
+@triton.jit
+def order_kernel(order_ptr, pivots_ptr, order_strides, pivots_strides, shape, ROWS: tl.constexpr):
+    programs = tl.cdiv(shape[0], ROWS)
+    batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
+    first = tl.program_id(0) % programs * ROWS
+    rows = first + tl.arange(0, ROWS)[None, :]
+    destination = destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, first + ROWS)
+    offsets = layout.batch_offset(order_strides[0], batch) + rows
+    tl.store(order_ptr + offsets, destination.to(tl.int64), rows < shape[0])
+
+
+def order(out, pivots):
+    """Writes the order of the rows to `out`: row i of P^T A is row out[i] of A.
+
+    `out` is [*batch, m] int64, contiguous; `pivots` [*batch, k] int32 with k at most m, any strides. Grid: one axis,
+    32 rows per program. Nothing is launched for an empty `out`.
+    """
+    if out.numel() == 0:
+        return
+    m, k = out.shape[-1], pivots.shape[-1]
+    sizes, strides = launch.batch_dims(out.shape[:-1], out, pivots)
+    programs = out.shape[:-1].numel() * launch.ceil_div(m, 32)
+    order_kernel[(programs,)](out, pivots, *strides, (m, k, *sizes), ROWS=32, num_warps=1)

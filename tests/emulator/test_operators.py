@@ -341,3 +341,20 @@ def test_planted_fault_is_found(kernel, fault):
     assert case in CASES
     with pytest.raises(AssertionError, match=finding):
         check(case, edit_ptx=lambda ptx: edit(ptx) if f".entry {kernel}" in ptx else ptx)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("batch", "k", "m"), [((2,), 40, 70), ((), 64, 64), ((2, 3), 5, 5)], ids=str)
+def test_permutation(batch, k, m, target):
+    step = torch.arange(k)
+    pivots = (step + (torch.rand(*batch, k) * (m - step)).long() + 1).int()
+    pivots = pivots.transpose(0, -2) if len(batch) > 1 else pivots  # no common stride
+    for schedule in SCHEDULES:
+        with (
+            ptxrun.device(target=target, schedule=schedule, explicit_barriers=True) as reports,
+            triton_lu.backend("triton"),
+        ):
+            order = triton_lu.permutation(pivots, m)
+        assert torch.equal(order, reference.row_order(pivots, m))
+        assert not any(report.errors or report.warnings for report in reports)
+        assert len(reports) == 1

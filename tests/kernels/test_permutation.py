@@ -1,0 +1,49 @@
+"""The kernel of the permutation, under Triton's interpreter."""
+
+import pytest
+import torch
+from reference import row_order
+
+import triton_lu
+
+
+@pytest.fixture(autouse=True)
+def _on_kernels():
+    with triton_lu.backend("triton"):
+        yield
+
+
+def random_pivots(*batch, k, m):
+    """As of a factorization: each at or below its row."""
+    step = torch.arange(k)
+    return (step + (torch.rand(*batch, k) * (m - step)).long() + 1).int()
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 3), (32, 32), (33, 33), (100, 100), (5, 70), (64, 65), (1, 40)])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_permutation(batch, k, m):
+    pivots = random_pivots(*batch, k=k, m=m)
+    order = triton_lu.permutation(pivots, m)
+    assert order.dtype == torch.int64
+    assert order.is_contiguous()
+    assert torch.equal(order, row_order(pivots, m))
+
+
+@pytest.mark.parametrize("choose", [lambda k: torch.arange(k, 0, -1), lambda k: torch.arange(k) + 2, lambda k: k])
+def test_long_chains(choose):
+    """Exchanges that all concern one row, or move one along."""
+    k = 70
+    pivots = (torch.zeros(k) + choose(k)).clamp(max=k).maximum(torch.arange(k) + 1).int()
+    assert torch.equal(triton_lu.permutation(pivots, k), row_order(pivots, k))
+
+
+@pytest.mark.parametrize("view", [lambda p: p.expand(4, -1, -1), lambda p: p.mT.contiguous().mT, lambda p: p[:, ::2]])
+def test_any_strides(view):
+    pivots = view(random_pivots(3, k=40, m=80))
+    assert torch.equal(triton_lu.permutation(pivots, 80), row_order(pivots, 80))
+
+
+@pytest.mark.parametrize(("shape", "m"), [((0,), 3), ((0,), 0), ((2, 0), 40), ((0, 3), 3)], ids=str)
+def test_empty(shape, m):
+    order = triton_lu.permutation(torch.empty(shape, dtype=torch.int32), m)
+    assert torch.equal(order, torch.arange(m).expand(*shape[:-1], m))
