@@ -166,3 +166,15 @@ def denormal(m, n, draw):
 
 REGULAR = tuple(name for name, kind in ZOO.items() if kind.regular)
 IRREGULAR = tuple(name for name, kind in ZOO.items() if not kind.regular)
+
+
+def batch_of(kinds, batch, m, n, dtype):
+    """Matrices of the given kinds in turn."""
+    return torch.stack([ZOO[kinds[i % len(kinds)]].make(m, n, dtype, i) for i in range(batch)])
+
+
+def problem(batch, m, n, dtype, kinds=("gaussian",), device="cpu"):
+    """LU and pivots of a batch of matrices, and an argument X of a map."""
+    LU, pivots, _ = torch.linalg.lu_factor_ex(batch_of(kinds, batch, m, n, dtype).to(device))
+    generator = torch.Generator().manual_seed(1234)
+    return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator).to(device)

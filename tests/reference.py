@@ -29,6 +29,17 @@ def relative_error(x, reference):
     return (difference / torch.linalg.matrix_norm(reference).clamp_min(1e-300)).max().item()
 
 
+def assert_agrees(out, name, LU, pivots, X):
+    """Whether `out` is that map of X, computed in X's dtype on any device."""
+    expected = globals()[name](LU.cpu(), pivots.cpu(), X.cpu())
+    assert relative_error(out.cpu(), expected) <= tolerance(X.dtype, max(X.shape[-2:]))
+
+
+def same_bits(x, y):
+    """Equality in which NaN equals NaN."""
+    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+
+
 def double(x):
     """x in float64 or complex128."""
     return x.to(torch.complex128 if x.is_complex() else torch.float64)

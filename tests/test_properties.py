@@ -11,6 +11,7 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import same_bits
 
 import triton_lu
 
@@ -199,10 +200,6 @@ def holds_for_all(*kinds, backends=("aten", "triton")):
         return test
 
     return decorate
-
-
-def same_bits(x, y):
-    return torch.equal(torch.nan_to_num(x, nan=7.5), torch.nan_to_num(y, nan=7.5)) and torch.equal(x.isnan(), y.isnan())
 
 
 def product(x, y):

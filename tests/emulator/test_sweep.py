@@ -5,11 +5,10 @@ from dataclasses import asdict, replace
 
 import ptxrun
 import pytest
-import reference
 import torch
 from emulated import OLD_COMPILER
-from layouts import by_column
-from matrices import ZOO
+from matrices import problem
+from reference import assert_agrees
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton_lu_kernels import launch, sweep
@@ -18,15 +17,6 @@ from benchmarks.kernels import NoDevice
 from triton_lu import plan
 
 MAPS = ["vjp", "jvp"]
-
-
-def problem(batch, shape, dtype):
-    """LU by columns, as torch makes it, pivots, and an argument of a map by rows."""
-    LU, pivots, _ = torch.linalg.lu_factor_ex(
-        torch.stack([ZOO["gaussian"].make(*shape, dtype, i) for i in range(batch)])
-    )
-    generator = torch.Generator().manual_seed(1234)
-    return by_column(LU), pivots, torch.randn(batch, *shape, dtype=dtype, generator=generator)
 
 
 def run(name, LU, pivots, X, split=True, **options):
@@ -39,11 +29,6 @@ def run(name, LU, pivots, X, split=True, **options):
     with ptxrun.device(**options) as reports:
         getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **asdict(chosen))
     return out, reports
-
-
-def assert_agrees(out, name, LU, pivots, X):
-    error = reference.relative_error(out, getattr(reference, name)(LU, pivots, X))
-    assert error <= reference.tolerance(X.dtype, max(X.shape[-2:]))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +44,7 @@ def assert_agrees(out, name, LU, pivots, X):
     ids=str,
 )
 def test_correct_and_free_of_races(name, shape, dtype, target, schedule):
-    args = problem(1, shape, dtype)
+    args = problem(1, *shape, dtype)
     out, reports = run(name, *args, target=target, schedule=schedule, explicit_barriers=True)
     for report in reports:
         assert not report.errors
@@ -69,7 +54,7 @@ def test_correct_and_free_of_races(name, shape, dtype, target, schedule):
 
 @pytest.mark.parametrize(("name", "target"), [("vjp", "sm_90"), ("jvp", "sm_80")])
 def test_same_bits_with_split_sums(name, target):
-    args = problem(2, (135, 140), torch.float32)
+    args = problem(2, 135, 140, torch.float32)
     together, reports = run(name, *args, split=False, target=target, explicit_barriers=True)
     assert not any(report.errors or report.warnings for report in reports)
     alone, _ = run(name, *(x[:1] for x in args), split=True, target=target, check=False)
@@ -79,7 +64,7 @@ def test_same_bits_with_split_sums(name, target):
 @pytest.mark.parametrize("name", MAPS)
 def test_traffic(name):
     """Full tiles: what is read and written is fetched in whole sectors, and nothing is spilled."""
-    _, reports = run(name, *problem(1, (128, 128), torch.float32), target="sm_90", check=False)
+    _, reports = run(name, *problem(1, 128, 128, torch.float32), target="sm_90", check=False)
     for report in reports[1:]:
         load, store = report.global_memory["load"], report.global_memory["store"]
         assert min(load["efficiency"], store["efficiency"]) >= 0.7
@@ -89,7 +74,7 @@ def test_traffic(name):
 @pytest.mark.parametrize("name", MAPS)
 def test_launches_by_the_kernel_found_first_are_those_of_triton(name, monkeypatch):
     """Grids, kernels and all arguments, as a driver gets them; the seventh describes the launch to profilers."""
-    LU, pivots, X = problem(2, (200, 160), torch.complex64)
+    LU, pivots, X = problem(2, 200, 160, torch.complex64)
     chosen = asdict(plan.kernel(name, 256, 256, X.dtype))
     workspace = sweep.workspace(X, block=chosen["block"], pieces=chosen["pieces"], split=chosen["split"])
     calls = []

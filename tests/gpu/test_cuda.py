@@ -1,10 +1,14 @@
 """What CUDA tensors meet: compiled kernels, and ATen on the GPU, held to the references in double precision."""
 
+from functools import partial
+
 import pytest
 import reference
 import torch
 from layouts import by_column, by_matrix
-from matrices import IRREGULAR, REGULAR, ZOO
+from matrices import IRREGULAR, REGULAR, batch_of
+from matrices import problem as problem_on
+from reference import assert_agrees
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.func import vmap
 
@@ -23,25 +27,7 @@ REGIMES = [4, 12, 32, 64, 128, 200]
 FACTORIZATIONS = [1, 3, 4, 8, 16, 31, 32, 33, 64, 65, 200]
 
 
-def matrices(kinds, batch, m, n, dtype):
-    return torch.stack([ZOO[kinds[i % len(kinds)]].make(m, n, dtype, i) for i in range(batch)]).cuda()
-
-
-def problem(batch, m, n, dtype, kinds=("gaussian",)):
-    """LU, pivots and an argument X of a map."""
-    LU, pivots, _ = torch.linalg.lu_factor_ex(matrices(kinds, batch, m, n, dtype))
-    generator = torch.Generator().manual_seed(1234)
-    return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator).cuda()
-
-
-def same_bits(x, y):
-    """Equality in which NaN equals NaN."""
-    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
-
-
-def assert_agrees(out, name, LU, pivots, X):
-    expected = getattr(reference, name)(*(x.cpu() for x in (LU, pivots, X)))
-    assert reference.relative_error(out.cpu(), expected) <= reference.tolerance(X.dtype, max(X.shape[-2:]))
+problem = partial(problem_on, device="cuda")
 
 
 def factor(A):
@@ -136,7 +122,7 @@ def test_more_than_2_to_the_31_elements():
 @pytest.mark.parametrize("n", FACTORIZATIONS)
 def test_factorization(n, dtype, pivot):
     for m in {n, max(n - 2, 1), n + 3}:
-        A = matrices(("gaussian", "graded_rows", "orthogonal"), 5, m, n, dtype)
+        A = batch_of(("gaussian", "graded_rows", "orthogonal"), 5, m, n, dtype).cuda()
         A = A if pivot else A + 3 * max(m, n) * torch.eye(m, n, device="cuda")
         LU, pivots, infos = triton_lu.lu(A, pivot=pivot, get_infos=True)
         expected = torch.linalg.lu_factor_ex(A.cpu().to(torch.promote_types(dtype, torch.float64)))
@@ -271,7 +257,7 @@ def test_compiled(n, mode):
 
     compiled = torch.compile(loss, fullgraph=True, mode=mode)
     for seed in range(3):
-        A = matrices(("gaussian",), 4, n, n, torch.float64).add_(seed).requires_grad_()
+        A = batch_of(("gaussian",), 4, n, n, torch.float64).cuda().add_(seed).requires_grad_()
         torch.compiler.cudagraph_mark_step_begin()
         (gradient,) = grad(compiled(A), A)
         torch.testing.assert_close(gradient, grad(loss(A), A)[0])

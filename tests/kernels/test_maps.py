@@ -1,10 +1,10 @@
 """The kernels of vjp and jvp, under Triton's interpreter."""
 
 import pytest
-import reference
 import torch
 from layouts import by_column, by_matrix, by_row, sliced
-from matrices import IRREGULAR, REGULAR, ZOO
+from matrices import IRREGULAR, REGULAR, problem
+from reference import assert_agrees, same_bits
 from triton_lu_kernels import tile, warp
 
 MAPS = ["vjp", "jvp"]
@@ -23,14 +23,6 @@ TILES = [
 ]
 
 
-def problem(batch, m, n, dtype, kinds=("gaussian",)):
-    """LU, pivots and an argument X of a map: a batch of matrices of the given kinds in turn."""
-    matrices = [ZOO[kinds[i % len(kinds)]].make(m, n, dtype, i) for i in range(batch)]
-    LU, pivots, _ = torch.linalg.lu_factor_ex(torch.stack(matrices))
-    generator = torch.Generator().manual_seed(1234)
-    return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator)
-
-
 def run(name, LU, pivots, X, out=None, matrices=2):
     """The map's result, in an output that held NaN before."""
     if out is None:
@@ -42,16 +34,6 @@ def run(name, LU, pivots, X, out=None, matrices=2):
     else:
         getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=1)
     return out
-
-
-def assert_agrees(out, name, LU, pivots, X):
-    error = reference.relative_error(out, getattr(reference, name)(LU, pivots, X))
-    assert error <= reference.tolerance(X.dtype, max(X.shape[-2:]))
-
-
-def same_bits(x, y):
-    """Equality in which NaN equals NaN."""
-    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)

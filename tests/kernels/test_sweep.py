@@ -4,19 +4,12 @@ import pytest
 import reference
 import torch
 from layouts import by_column, by_matrix, sliced
-from matrices import REGULAR, ZOO
+from matrices import REGULAR, problem
+from reference import assert_agrees
 from triton_lu_kernels import sweep
 
 MAPS = ["vjp", "jvp"]
 DTYPES = [torch.float64, torch.complex64, torch.complex128]
-
-
-def problem(batch, m, n, dtype, kinds=("gaussian",)):
-    """LU, pivots and an argument X of a map: a batch of matrices of the given kinds in turn."""
-    matrices = [ZOO[kinds[i % len(kinds)]].make(m, n, dtype, i) for i in range(batch)]
-    LU, pivots, _ = torch.linalg.lu_factor_ex(torch.stack(matrices))
-    generator = torch.Generator().manual_seed(1234)
-    return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator)
 
 
 def run(name, LU, pivots, X, out=None, block=16, split=True):
@@ -28,11 +21,6 @@ def run(name, LU, pivots, X, out=None, block=16, split=True):
         x.fill_(torch.nan)
     getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **options, terms=16, num_warps=4)
     return out
-
-
-def assert_agrees(out, name, LU, pivots, X):
-    error = reference.relative_error(out, getattr(reference, name)(LU, pivots, X))
-    assert error <= reference.tolerance(X.dtype, max(X.shape[-2:]))
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (33, 33), (1, 1), (50, 17), (10, 50), (3, 35)], ids=str)
