@@ -5,7 +5,9 @@ In memory a batch of matrices may have any strides. In registers it is a *tile*,
 tensor by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
 
 Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Offsets are 64 bits
-wide from the first multiplication. A batch may have several dimensions, those of `launch.batch_dims`: the first of the
+wide from the first multiplication by a stride, but a stride that fits in 31 bits has to do so in reals: of complex
+numbers, those from 2^30 up to 2^31 are not supported. (Multiplied later, the kernel of jvp for 16 x 16 in complex64
+takes 221 registers instead of 168.) A batch may have several dimensions, those of `launch.batch_dims`: the first of the
 strides is a tuple of theirs, and `batch`, the indices of some matrices, another.
 """
 
@@ -38,20 +40,20 @@ def batch_index(number, shape):
 
 
 @triton.jit
-def batch_offset(strides, batch):
-    """Where matrices begin [matrices, 1], from their indices and the strides of the batch dimensions."""
-    offset = batch[0] * strides[0]
+def batch_offset(strides, batch, COMPONENTS: tl.constexpr = 1):
+    """Where matrices begin [matrices, 1], in reals, from their indices and the strides of the batch dimensions."""
+    offset = batch[0][:, None] * (strides[0] * COMPONENTS)
     for dim in tl.static_range(1, len(batch)):
-        offset += batch[dim] * strides[dim]
-    return offset[:, None]
+        offset += batch[dim][:, None] * (strides[dim] * COMPONENTS)
+    return offset
 
 
 @triton.jit
 def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
     """Offsets [matrices, reals] in reals; `row` and `col` are [1, reals] or differ between the matrices."""
-    offset = batch_offset(strides[0], batch) * COMPONENTS
-    row_offset = row.to(tl.int64) * strides[1] * COMPONENTS
-    col_offset = col.to(tl.int64) * strides[2] * COMPONENTS + component[None, :]
+    offset = batch_offset(strides[0], batch, COMPONENTS)
+    row_offset = row.to(tl.int64) * (strides[1] * COMPONENTS)
+    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component[None, :]
     return offset + row_offset + col_offset
 
 

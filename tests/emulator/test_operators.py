@@ -299,8 +299,8 @@ def test_case(case):
 @pytest.mark.parametrize(
     "case",
     [
-        "jvp float32 7 5 5 column row sm_80",
-        "vjp complex64 12 17 2 column row sm_90",
+        "jvp complex64 7 5 5 column row sm_80",
+        "vjp float32 12 17 2 column row sm_90",
         "vjp float32 35 40 2 expanded row sm_80",
         "jvp float32 20 133 2 column row sm_90",
         "factor float32 3 4 20 - row sm_80",
