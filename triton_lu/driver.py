@@ -17,6 +17,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
     chosen = _planned("factor", A)
     LU, pivots, infos = empty_factors(A)
+    A = _within_32_bits(A)
     with _launching(A):
         factor_kernel.factor(LU, pivots, infos, A, pivot=pivot, **vars(chosen))
     return LU, pivots, infos
@@ -43,13 +44,18 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
     out = empty_row_major(X)
-    arguments = (out, LU, pivots, X)
+    arguments = (out, _within_32_bits(LU), pivots, _within_32_bits(X))
     regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
     if isinstance(chosen, plan.Blocked):
         arguments += sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
     with _launching(X):
         getattr(regime, name)(*arguments, **vars(chosen))
     return out
+
+
+def _within_32_bits(X: Tensor) -> Tensor:
+    """X, or a copy if its strides do not fit in 31 bits when they count reals, as they do in the kernels."""
+    return X.contiguous() if X.is_complex() and max(X.stride(), default=0) >= 2**30 else X
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from matrices import IRREGULAR, REGULAR, problem
 from reference import assert_agrees, same_bits
 from triton_lu_kernels import tile, warp
 
+import triton_lu
+
 MAPS = ["vjp", "jvp"]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
@@ -201,3 +203,14 @@ def test_64_bit_offsets(name):
         LU, pivots, X = problem(*shape, torch.float32)
         out = storage.as_strided(X.shape, strides)
         assert_agrees(run(name, LU, pivots, X, out=out).clone(), name, LU, pivots, X)
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_strides_of_complex_numbers_that_are_longer_in_reals(name):
+    """The last entry lies 2^31 reals after the first, although strides count numbers and are below 2^31."""
+    storage = torch.empty(2**30 + 1, dtype=torch.complex64)
+    for shape in (2, 1, 1), (1, 2, 1), (1, 1, 2):
+        LU, pivots, X = problem(*shape, torch.complex64)
+        far = storage.as_strided(shape, [2**30 if size == 2 else 1 for size in shape]).copy_(X)
+        with triton_lu.backend("triton"):
+            assert_agrees(getattr(torch.ops.triton_lu, name)(LU, pivots, far), name, LU, pivots, X)
