@@ -5,9 +5,11 @@ In memory a batch of matrices may have any strides. In registers it is a *tile*,
 tensor by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
 
 Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Offsets are 64 bits
-wide from the first multiplication by a stride, but strides of complex numbers must be below 2^30: in reals they are
-32 bits wide. (Multiplied later, the kernel of jvp for 16 x 16 in complex64 takes 221 registers instead of 168.) A batch may have several dimensions, those of `launch.batch_dims`: the first of the
-strides is a tuple of theirs, and `batch`, the indices of some matrices, another.
+wide from the first multiplication by a stride, but strides of complex numbers must be below 2^30: in reals they are 32
+bits wide. (Multiplied later, the kernel of jvp for 16 x 16 in complex64 takes 221 registers instead of 168.)
+
+A batch may have several dimensions, those of `launch.batch_dims`: the first of the strides is a tuple of theirs, and
+`batch`, the indices of some matrices, another.
 """
 
 import triton
