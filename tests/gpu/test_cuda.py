@@ -14,6 +14,7 @@ from torch.func import vmap
 
 import triton_lu
 from triton_lu import ops, plan
+from triton_lu.__main__ import main
 from triton_lu.measure import peak_bytes
 
 MAPS = ["vjp", "jvp"]
@@ -311,3 +312,18 @@ def test_solve_and_the_functions_of_torch():
     assert override.calls.total() == 2
     P, L, U = triton_lu.linalg.lu(A)
     torch.testing.assert_close(P @ L @ U, A, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("k", "m"), [(5, 5), (100, 130), (3000, 3000)])
+def test_permutation(k, m):
+    step = torch.arange(k)
+    pivots = (step + (torch.rand(3, k) * (m - step)).long() + 1).int()
+    expected = reference.row_order(pivots, m)
+    for choice in ("triton", "aten"):
+        with triton_lu.backend(choice):
+            assert torch.equal(triton_lu.permutation(pivots.cuda(), m).cpu(), expected)
+
+
+@pytest.mark.parametrize("command", ["doctor", "demo"])
+def test_commands(command):
+    assert main([command]) == 0
