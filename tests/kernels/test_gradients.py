@@ -1,7 +1,7 @@
 """Derivatives through the kernels, under Triton's interpreter, for sizes that represent each regime.
 
-In the interpreter a kernel takes up to a second: beyond the smallest, complex matrices are held to first derivatives,
-since those of second order are the same two maps again, and products.
+In the interpreter a kernel takes up to a second: beyond the smallest, complex matrices are held to reverse over reverse
+alone, since the others of second order are the same two maps again, and products.
 """
 
 import pytest
@@ -73,3 +73,9 @@ def test_gradgradcheck(shape, dtype, pivot):
         return jvp(factor(pivot), (A,), (torch.ones_like(A),))[1]
 
     assert gradcheck(tangent, A, **options)
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (18, 2), (2, 33), (129, 2)], ids=str)
+def test_reverse_over_reverse_of_complex_matrices(shape):
+    A = matrix(shape, torch.complex128, pivot=True)
+    assert gradgradcheck(factor(True), A, fast_mode=True, check_undefined_grad=False)
