@@ -284,22 +284,3 @@ def test_override_and_autocast_of_one_thread_do_not_reach_another():
         calls, results = other.result()
     assert calls == 0
     assert all(torch.equal(LU, expected) for LU in results)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams need a GPU")
-@pytest.mark.parametrize("n", [8, 100, 300])
-def test_forward_and_backward_on_several_streams(n):
-    matrices = [matrix(16, n, n).detach().cuda().requires_grad_() for _ in range(4)]
-
-    def gradient(A):
-        LU, _, _ = triton_lu.lu(A, get_infos=True)
-        return grad(LU.square().sum(), A)[0]
-
-    expected = [gradient(A) for A in matrices]
-    torch.cuda.synchronize()
-    gradients = []
-    for A in matrices:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            gradients.append(gradient(A))
-    torch.cuda.synchronize()
-    assert all(map(torch.equal, gradients, expected))
