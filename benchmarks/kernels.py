@@ -12,7 +12,7 @@ import argparse
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import product
 from pathlib import Path
@@ -218,17 +218,24 @@ def show(table: pd.DataFrame) -> None:
         console.print("The emulator `ptxrun` is not importable: counts and estimates are missing.")
 
 
-def main() -> None:
+def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argparse.ArgumentParser:
+    """A parser of which kernels are asked for; `sizes` are the default's."""
     dtypes = list(map(dtype_name, DTYPES))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description)
     parser.add_argument("kernels", nargs="*", metavar="kernel", help="factor, vjp, jvp; default: all")
-    parser.add_argument("--sizes", type=size, nargs="+", default=SIZES, help="N or MxN")
+    parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N or MxN")
     parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of("kernels", __doc__, SIZES)
     parser.add_argument("--gpus", nargs="+", default=GPUS, choices=GPUS, help="what to compile for (default: all)")
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name}, if the run is complete")
     arguments = parser.parse_args()
     asked = (arguments.gpus, arguments.kernels or KERNELS, arguments.dtypes, arguments.sizes)
-    complete = ptxrun is not None and all(map(set.issuperset, map(set, asked), (GPUS, KERNELS, dtypes, SIZES)))
+    everything = (GPUS, KERNELS, map(dtype_name, DTYPES), SIZES)
+    complete = ptxrun is not None and all(map(set.issuperset, map(set, asked), everything))
     made_with = {"triton": triton.__version__, "commit": machine.commit(Path(triton_lu.__file__).parent)}
     rows = []
     for gpu, name, dtype_, shape in track(list(product(*asked)), description="kernels"):

@@ -8,7 +8,6 @@ take at the speed of a large copy.
 Kernels are compiled beforehand, as many at once as there are cores. Writes benchmarks/results/GPU-kernels.csv.
 """
 
-import argparse
 import multiprocessing
 import re
 from collections.abc import Callable, Iterator
@@ -27,11 +26,10 @@ from rich.console import Console
 from rich.progress import track
 
 import triton_lu
-from benchmarks.kernels import KERNELS, compiling, fewest_bytes
+from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
 from triton_lu import aten, ops, plan
-from triton_lu.api import DTYPES
 from triton_lu.bench import machine
-from triton_lu.bench.problems import Size, size
+from triton_lu.bench.problems import Size
 from triton_lu.cli import accuracy, dtype_name
 from triton_lu.measure import Clockmaker, event_clock
 
@@ -118,11 +116,7 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
 
 
 def main() -> None:
-    dtypes = list(map(dtype_name, DTYPES))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.times", description=__doc__)
-    parser.add_argument("kernels", nargs="*", metavar="kernel", help="factor, vjp, jvp; default: all")
-    parser.add_argument("--sizes", type=size, nargs="+", default=SIZES, help="N or MxN")
-    parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
+    parser = parser_of("times", __doc__, SIZES)
     parser.add_argument("--others", action="store_true", help="also in configurations that are not the plan's")
     parser.add_argument("--output", type=Path, help="default: GPU-kernels.csv among the results")
     options = parser.parse_args()

@@ -178,3 +178,9 @@ def problem(batch, m, n, dtype, kinds=("gaussian",), device="cpu"):
     LU, pivots, _ = torch.linalg.lu_factor_ex(batch_of(kinds, batch, m, n, dtype).to(device))
     generator = torch.Generator().manual_seed(1234)
     return LU, pivots, torch.randn(batch, m, n, dtype=dtype, generator=generator).to(device)
+
+
+def random_pivots(*batch, k, m):
+    """As of a factorization: each at or below its row."""
+    step = torch.arange(k)
+    return (step + (torch.rand(*batch, k) * (m - step)).long() + 1).int()

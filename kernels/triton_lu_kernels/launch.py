@@ -54,14 +54,16 @@ def launcher(kernel, constants, options) -> Callable[..., None]:
     Triton looks the compiled kernel up for the first launch only: with its specialization of every argument that takes
     20 µs and more, on some hosts more than the kernel. `constants` are the last parameters of the kernel.
     """
-    found = None
+    found, in_order = None, ()
 
     def launch(programs, *args):
-        nonlocal found
-        if isinstance(found, CompiledKernel):
-            found[(programs, 1, 1)](*args, *(constants[name] for name in kernel.arg_names[len(args) :]))
-        else:
-            found = kernel[(programs,)](*args, **constants, **options)
+        nonlocal found, in_order
+        if found is not None:
+            found[(programs, 1, 1)](*args, *in_order)
+            return
+        launched = kernel[(programs,)](*args, **constants, **options)
+        if isinstance(launched, CompiledKernel):  # the interpreter has none
+            found, in_order = launched, [constants[name] for name in kernel.arg_names[len(args) :]]
 
     return launch
 

@@ -68,14 +68,20 @@ def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
 
 
 @triton.jit
+def store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, shape, batch, first, ROWS: tl.constexpr):
+    """Writes the rows of P X at which ROWS rows of X arrive, from `first` on."""
+    rows = first + tl.arange(0, ROWS)[None, :]
+    destination = destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, first + ROWS)
+    offsets = layout.batch_offset(order_strides[0], batch) + rows
+    tl.store(order_ptr + offsets, destination.to(order_ptr.dtype.element_ty), rows < shape[0])
+
+
+@triton.jit
 def order_kernel(order_ptr, pivots_ptr, order_strides, pivots_strides, shape, ROWS: tl.constexpr):
     programs = tl.cdiv(shape[0], ROWS)
     batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
     first = tl.program_id(0) % programs * ROWS
-    rows = first + tl.arange(0, ROWS)[None, :]
-    destination = destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, first + ROWS)
-    offsets = layout.batch_offset(order_strides[0], batch) + rows
-    tl.store(order_ptr + offsets, destination.to(tl.int64), rows < shape[0])
+    store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, shape, batch, first, ROWS)
 
 
 def order(out, pivots):

@@ -109,11 +109,8 @@ def prepare_kernel(
     batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
     task = tl.program_id(0) % programs
     if task >= inversions:
-        row = (task - inversions) * ROWS
-        rows = row + tl.arange(0, ROWS)[None, :]
-        destination = permutation.destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, row + ROWS)
-        first = layout.batch_offset(order_strides[0], batch)
-        tl.store(order_ptr + first + rows, destination, rows < shape[0])
+        first = (task - inversions) * ROWS
+        permutation.store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, shape, batch, first, ROWS)
     else:
         _invert(
             (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),

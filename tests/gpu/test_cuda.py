@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 from layouts import by_column, by_matrix
-from matrices import IRREGULAR, REGULAR, batch_of
+from matrices import IRREGULAR, REGULAR, batch_of, random_pivots
 from matrices import problem as problem_on
 from reference import assert_agrees
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
@@ -316,8 +316,7 @@ def test_solve_and_the_functions_of_torch():
 
 @pytest.mark.parametrize(("k", "m"), [(5, 5), (100, 130), (3000, 3000)])
 def test_permutation(k, m):
-    step = torch.arange(k)
-    pivots = (step + (torch.rand(3, k) * (m - step)).long() + 1).int()
+    pivots = random_pivots(3, k=k, m=m)
     expected = reference.row_order(pivots, m)
     for choice in ("triton", "aten"):
         with triton_lu.backend(choice):

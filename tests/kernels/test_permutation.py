@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from matrices import random_pivots
 from reference import row_order
 
 import triton_lu
@@ -11,12 +12,6 @@ import triton_lu
 def _on_kernels():
     with triton_lu.backend("triton"):
         yield
-
-
-def random_pivots(*batch, k, m):
-    """As of a factorization: each at or below its row."""
-    step = torch.arange(k)
-    return (step + (torch.rand(*batch, k) * (m - step)).long() + 1).int()
 
 
 @pytest.mark.parametrize(("k", "m"), [(1, 1), (3, 3), (32, 32), (33, 33), (100, 100), (5, 70), (64, 65), (1, 40)])
