@@ -65,8 +65,6 @@ def test_torch_vjp_is_the_backward_of_torch():
 def test_accuracy_beside_torch(name, batch, dtype):
     """At most three times the error of PyTorch's backward, with a floor of 4 eps where both are all but exact."""
     sizes = {1: (4, 24, 50, 100, 150, 256, 512), 8: (24, 128, 256), 600: (4, 24)}[batch]
-    if name == "gaussian" and batch == 1:  # two spans
-        sizes += (1200,)
     for n in sizes:
         if name == "wilkinson" and n > 50:  # it grows by 2^n: the gradient overflows in single precision
             continue
@@ -80,7 +78,7 @@ def test_accuracy_beside_torch(name, batch, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
-@pytest.mark.parametrize("n", [512, 1024, 1200])
+@pytest.mark.parametrize("n", [512, 1024])
 def test_peak_memory_of_a_backward(n, dtype):
     """The result included: one and a half matrices. PyTorch's own takes about eleven."""
     A = torch.randn(n, n, dtype=dtype, requires_grad=True)

@@ -287,22 +287,24 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             lower[..., I.start - J.start :].tril_(-1)
             row += lower
         for I in reversed(blocks):  # W is below the diagonal N, and X in the rows R
-            right, below = slice(I.start, n), slice(I.start, m)
-            column = _part(W, below, I)
+            here, after, width = slice(I.start, m), slice(I.stop, n), I.stop - I.start
+            column = _part(W, here, I)
             N = _place(room[1], column.shape).copy_(column)
-            _part(W, I, I).triu_()
-            if I.stop < m:
-                _part(W, slice(I.stop, m), I).zero_()
-            UH = _adjoint(_part(B, I, right), room[0])  # with Lᴴ above the diagonal, which adds nothing below it
-            _add_product_(N, _part(W, below, right), UH, alpha=-1)
-            _part(N, slice(0, I.stop - I.start), I).tril_(-1)
-            column += _solve(_part(B, I, I).mT.conj_physical(), N, room[0], left=False, upper=False)
+            W11 = _part(W, I, I).triu_()
+            if I.stop < n:
+                _add_product_(N, _part(W, here, after), _adjoint(_part(B, I, after), room[0]), alpha=-1)
+            U11H = _part(B, I, I).mT.conj_physical()  # with Lᴴ above the diagonal, which adds nothing below it
+            _add_product_(rows(N, 0, width), W11, U11H, alpha=-1)
+            rows(N, 0, width).tril_(-1)
+            N = _solve(U11H, N, room[0], left=False, upper=False)
+            rows(N, 0, width).add_(W11)
+            column.copy_(N)
         right, L11 = slice(J.start, n), _part(B, J, J)
         row = _part(W, J, right)
         if in_place:
             if J.stop < m:
                 _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
-            _solve_adjoint_(L11, row, 4 * sweep.block if sweep.span < k else k)
+            _solve_adjoint_(L11, row)
         else:
             X = _place(room[1], row.shape).copy_(row)
             if J.stop < m:
@@ -310,16 +312,10 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
 
 
-def _solve_adjoint_(L: Tensor, X: Tensor, width: int) -> None:
-    """X -> L⁻ᴴ X in place, in blocks of `width` rows: a part of a matrix that is to be solved with is copied."""
-    k = L.shape[-1]
+def _solve_adjoint_(L: Tensor, X: Tensor) -> None:
+    """X -> L⁻ᴴ X in place."""
     X.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
-    for I in reversed(_blocks(0, k, width)):
-        row = rows(X, I.start, I.stop)
-        if I.stop < k:
-            R = slice(I.stop, k)
-            _add_product_(row, _part(L, R, I).mT, rows(X, I.stop, k), alpha=-1)
-        solve_triangular(_part(L, I, I).mT, row, upper=True, unitriangular=True, out=row)
+    solve_triangular(L.mT, X, upper=True, unitriangular=True, out=X)
     X.conj_physical_()
 
 

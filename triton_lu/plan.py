@@ -24,7 +24,7 @@ class Sweep:
     """A sweep over the diagonal in ATen operations.
 
     block: columns that are done at once. One: column by column, in NumPy, with the batch as the last dimension.
-    span: columns of a backward after which it solves with L; see `aten._vjp_sweep_`.
+    span: columns of a backward after which it solves with L, those of a block or all; see `aten._vjp_sweep_`.
     """
 
     block: int
@@ -43,12 +43,10 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     time, down to 0.8 of that in blocks of 96, in two halves.
 
     Error over that of the formula solved with U first, which is what PyTorch computes, for Gaussian matrices in single
-    precision: 0.9 to 1.2 in one span of any width. In spans of one block, faster by 1.3 to 1.4, it is 1.8 at n = 128
+    precision: 0.9 to 1.2 in one span of any width. In spans of one block, faster by 1.2 to 1.4, it is 1.8 at n = 128
     (complex64: 2.9), 2.6 at 256 (4.5), 4.5 at 1024 (6.5), 6.2 at 2048 (8.2): too much, though in double there are
-    digits to spare. Two spans of which the last is narrow have most of what two can save. With 3/16 of the columns in
-    it (complex64: 1/8) the sweep takes 1.70 n³ (1.78 n³) operations instead of 2 n³, and the error is 2.2 at n = 1536
-    (complex64: 2.1), 2.4 at 2048 (2.3), 2.9 at 4096 (2.7). Up to 1024 they take as long as one; for wide matrices
-    (1500×2048) the error is 3.5 (3.7).
+    digits to spare. Between these, two spans of which the last has the part f of the columns take (2 - 2 f² (1-f)) n³
+    operations: with f = 3/16, where the error is 2.5 at 2048, no less time than one; with 1/2, 0.9 of it and 4.4.
 
     On a GPU an operation costs 10 to 20 µs before it starts. Milliseconds of the sweep of one matrix on an H100, in
     blocks of 96, 128, 256 and 512 in one span, and (in spans of one block), beside PyTorch's backward:
@@ -70,10 +68,7 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256
     if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):
         return Sweep(block, block)
-    if k <= 1024 or m < n:
-        return Sweep(block, k)
-    last = k // 8 if dtype.is_complex else 3 * k // 16
-    return Sweep(block, block * max(1, (k - last) // block))
+    return Sweep(block, k)
 
 
 def default_block(batch: int, k: int) -> int:
