@@ -216,7 +216,9 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Col
 
     Measured for vjp, over a copy, on an H100 with Triton 3.6: 4: 1.1 / 1.0 / 1.0 / 1.0;  8: 1.2 / 1.1 / 1.2 / 1.0;
     16: 1.6 / 1.5 / 2.0 / –;  32: 2.2 / 1.5 / 4.6 / –;  64: 4.2 / 2.7 / 4.7 / –;  128: 6.6 / 4.3 / 7.2 / –. With two or
-    three warps each, schedulers issue an instruction in every second to fifth cycle: they wait longer than estimated.
+    three warps each, schedulers issue an instruction in every second to fifth cycle: they wait longer than estimated,
+    from 32×32 on by about 40 cycles (32 to 47, in most) for every 128 bytes of code that a warp runs through. As if
+    each came from behind the first instruction cache: programs have 50 to 140 KiB, and warps are at different places.
 
     Larger factorizations are ATen's. A kernel that deals the columns to 2 or 4 warps would take an estimated 332 µs for
     4096 of 64×64 in float64, 4.1 times the traffic, and (unchecked) 1.1 ms for 4096 of 128×128 in float32, 7 times:
