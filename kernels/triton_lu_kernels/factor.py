@@ -191,21 +191,15 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
     N = launch.power_of_two(max(m, n))
     LU_reals, A_reals = (torch.view_as_real(x) if x.is_complex() else x for x in (LU, A))
     sizes, strides = launch.batch_dims(A.shape[:-2], LU, pivots, infos, A)
-    factor_kernel[(launch.ceil_div(batch_size, matrices),)](
-        LU_reals,
-        pivots,
-        infos,
-        A_reals,
-        *strides,
-        (m, n, *sizes),
-        batch_size,
-        N=N,
-        MATRICES=matrices,
-        PANEL=panel,
-        COMPONENTS=2 if A.is_complex() else 1,
-        LU_BY_COLUMN=launch.by_column(LU),
-        A_BY_COLUMN=launch.by_column(A),
-        RAGGED=(m, n) != (N, N),
-        PIVOT=pivot,
-        num_warps=num_warps,
-    )
+    args = (LU_reals, pivots, infos, A_reals, *strides, (m, n, *sizes), batch_size)
+    constants = {
+        "N": N,
+        "MATRICES": matrices,
+        "PANEL": panel,
+        "COMPONENTS": 2 if A.is_complex() else 1,
+        "LU_BY_COLUMN": launch.by_column(LU),
+        "A_BY_COLUMN": launch.by_column(A),
+        "RAGGED": (m, n) != (N, N),
+        "PIVOT": pivot,
+    }
+    launch.run(factor_kernel, launch.ceil_div(batch_size, matrices), args, constants, num_warps=num_warps)

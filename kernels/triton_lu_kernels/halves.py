@@ -164,5 +164,4 @@ def _launch(kernel, out, LU, pivots, x, num_warps):
     if out.dtype == torch.float32:
         # With 168 registers twelve one-warp programs fit on a multiprocessor instead of eight, and none is spilled.
         options["maxnreg"] = 168
-    grid = (out.shape[:-2].numel(),)
-    kernel[grid](*args, **constants, **options)
+    launch.run(kernel, out.shape[:-2].numel(), args, constants, **options)

@@ -1,6 +1,6 @@
 """What the launchers have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from triton import knobs
@@ -50,36 +50,71 @@ def by_column(x):
     return x.stride(-2) < x.stride(-1)
 
 
+def run(kernel, programs, args, constants, **options) -> None:
+    """Launches `kernel[(programs,)](*args, **constants, **options)` as `launcher` does."""
+    launcher(kernel, constants, options)(programs, *args)
+
+
 def launcher(kernel, constants, options) -> Callable[..., None]:
     """Launches a kernel as `kernel[(programs,)](*args, **constants, **options)`, for args that all compile to the same,
-    on the device and stream of the first launch.
+    on the device and stream of the first launch. `args` are tensors, numbers and tuples of numbers, `constants` the
+    last parameters of the kernel.
 
-    Triton looks the compiled kernel up for that one only: with its specialization of every argument it takes 20 µs and
-    more, on some hosts more than the kernel. Of the 5 µs that are left half go to what hooks of launches are told: it
-    is found out for each launch only where there are such hooks. `constants` are the last parameters of the kernel.
+    Triton looks a compiled kernel up by its specialization of every argument, which takes 20 µs and more, on some hosts
+    more than the kernel. Here it does so only for arguments unlike all earlier ones in more than their place in memory.
     """
     start = None
 
     def launch(programs, *args):
         nonlocal start
-        if start is not None:
-            start(programs, *args)
-            return
-        launched = kernel[(programs,)](*args, **constants, **options)
-        if isinstance(launched, CompiledKernel):  # the interpreter has none
-            start = _starter(launched, [constants[name] for name in kernel.arg_names[len(args) :]])
+        if start is None:
+            key = _key(kernel, args, constants, options)
+            compiled = _compiled.get(key)
+            if compiled is None:
+                launched = kernel[(programs,)](*args, **constants, **options)
+                if isinstance(launched, CompiledKernel):  # the interpreter has none
+                    _keep(key, launched)
+                    start = _starter(launched, kernel, args, constants)
+                return
+            start = _starter(compiled, kernel, args, constants)
+        start(programs, *args)
 
     return launch
 
 
-def _starter(compiled, constants) -> Callable[..., None]:
-    """Starts that kernel again, on the current stream."""
+MOST = 4096  # of the arguments whose kernels are kept, at a kilobyte each
+_compiled: dict[Hashable, CompiledKernel] = {}
+
+
+def _keep(key, compiled) -> None:
+    if len(_compiled) == MOST:
+        _compiled.clear()
+    _compiled[key] = compiled
+
+
+def _key(kernel, args, constants, options) -> Hashable:
+    """Whatever the compiled kernel depends on, and more: the values of numbers."""
+    return (
+        kernel,
+        args[0].device,
+        *((x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else x for x in args),
+        *constants.items(),
+        *options.items(),
+    )
+
+
+def _starter(compiled, kernel, args, constants) -> Callable[..., None]:
+    """Starts the compiled kernel for such args, on the current stream.
+
+    Of the 5 µs of a launch half would go to what hooks of launches are told: it is found out only if there are hooks.
+    """
+    in_order = [constants[name] for name in kernel.arg_names[len(args) :]]
     hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     if any(getattr(hook, "calls", True) for hook in hooks):
-        return lambda programs, *args: compiled[programs, 1, 1](*args, *constants)
+        return lambda programs, *args: compiled[programs, 1, 1](*args, *in_order)
     stream = driver.active.get_current_stream(driver.active.get_current_device())
-    run, about = compiled.run, (stream, compiled.function, compiled.packed_metadata, None, None, None)
-    return lambda programs, *args: run(programs, 1, 1, *about, *args, *constants)
+    again, about = compiled.run, (stream, compiled.function, compiled.packed_metadata, None, None, None)
+    return lambda programs, *args: again(programs, 1, 1, *about, *args, *in_order)
 
 
 def ceil_div(a, b):

@@ -95,4 +95,4 @@ def order(out, pivots):
     m, k = out.shape[-1], pivots.shape[-1]
     sizes, strides = launch.batch_dims(out.shape[:-1], out, pivots)
     programs = out.shape[:-1].numel() * launch.ceil_div(m, 32)
-    order_kernel[(programs,)](out, pivots, *strides, (m, k, *sizes), ROWS=32, num_warps=1)
+    launch.run(order_kernel, programs, (out, pivots, *strides, (m, k, *sizes)), {"ROWS": 32}, num_warps=1)

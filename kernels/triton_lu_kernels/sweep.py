@@ -461,8 +461,8 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms,
     constants["RAGGED"] = m % block != 0 or n % block != 0
 
     common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
-    programs = launch.ceil_div(k, block) + launch.ceil_div(m, 32)
-    prepare_kernel[(batch_size * programs,)](*args, ROWS=32, **common, num_warps=1)
+    programs = batch_size * (launch.ceil_div(k, block) + launch.ceil_div(m, 32))
+    launch.run(prepare_kernel, programs, args, {"ROWS": 32, **common}, num_warps=1)
 
     def tiles_after(J):
         return sum(launch.ceil_div(max(size - J - block, 0), block) for size in (m, n))

@@ -293,5 +293,5 @@ def _launch(kernel, out, LU, pivots, x, block, rows, num_warps):
     N = launch.power_of_two(max(out.shape[-2:]))
     args, constants = launch.arguments(out, LU, pivots, x, N)
     del constants["RAGGED"]  # the kernels test every access
-    grid = (out.shape[:-2].numel(),)
-    kernel[grid](*args, N=N, BLOCK=block, ROWS=rows, **constants, num_warps=num_warps, num_stages=1)
+    constants |= {"N": N, "BLOCK": block, "ROWS": rows}
+    launch.run(kernel, out.shape[:-2].numel(), args, constants, num_warps=num_warps, num_stages=1)

@@ -144,5 +144,6 @@ def _launch(kernel, out, LU, pivots, x, matrices, num_warps):
     batch_size, (m, n) = out.shape[:-2].numel(), out.shape[-2:]
     N = launch.power_of_two(max(m, n))
     args, constants = launch.arguments(out, LU, pivots, x, N)
-    grid = (launch.ceil_div(batch_size, matrices),)
-    kernel[grid](*args, batch_size, N=N, MATRICES=matrices, **constants, num_warps=num_warps)
+    constants |= {"N": N, "MATRICES": matrices}
+    programs = launch.ceil_div(batch_size, matrices)
+    launch.run(kernel, programs, (*args, batch_size), constants, num_warps=num_warps)

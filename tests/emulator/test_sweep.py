@@ -9,12 +9,8 @@ import torch
 from emulated import OLD_COMPILER
 from matrices import problem
 from reference import assert_agrees
-from triton import knobs
-from triton.compiler import CompiledKernel
-from triton.runtime import driver
-from triton_lu_kernels import launch, sweep
+from triton_lu_kernels import sweep
 
-from benchmarks.kernels import NoDevice
 from triton_lu import plan
 
 MAPS = ["vjp", "jvp"]
@@ -70,36 +66,3 @@ def test_traffic(name):
         load, store = report.global_memory["load"], report.global_memory["store"]
         assert min(load["efficiency"], store["efficiency"]) >= 0.7
         assert max(report.static["spill_stores"], report.static["spill_loads"]) <= (128 if OLD_COMPILER else 80)
-
-
-@pytest.mark.parametrize("hooked", [False, True])
-@pytest.mark.parametrize("name", MAPS)
-def test_launches_by_the_kernel_found_first_are_those_of_triton(name, hooked, monkeypatch):
-    """Grids, kernels and all arguments, as a driver gets them, and what it tells the hooks that there are."""
-    LU, pivots, X = problem(2, 200, 160, torch.complex64)
-    chosen = asdict(plan.kernel(name, 256, 256, X.dtype))
-    workspace = sweep.workspace(X, block=chosen["block"], pieces=chosen["pieces"], split=chosen["split"])
-    calls, told = [], []
-
-    def load(kernel):
-        kernel.function = kernel.hash
-        kernel._run = record
-
-    def record(*launch):
-        *where, metadata, enter, leave = launch[:9]
-        calls.append([x.data_ptr() if isinstance(x, torch.Tensor) else x for x in (*where, *launch[9:])])
-        if enter is not None:
-            enter(metadata)
-            leave(metadata)
-
-    monkeypatch.setattr(CompiledKernel, "_init_handles", load)
-    monkeypatch.setattr(driver, "_active", NoDevice("sm_90"))
-    if hooked:
-        monkeypatch.setattr(knobs.runtime.launch_exit_hook, "calls", [lambda metadata: told.append(metadata.get())])
-    getattr(sweep, name)(X, LU, pivots, X, *workspace, **chosen)
-    found_first, calls = calls, []
-    monkeypatch.setattr(launch, "CompiledKernel", ())  # nothing is one: all are looked up
-    getattr(sweep, name)(X, LU, pivots, X, *workspace, **chosen)
-    assert calls == found_first
-    assert len({call[4] for call in calls}) == 3 < len(calls)
-    assert [about["function"] for about in told] == 2 * [call[4] for call in calls] * hooked
