@@ -145,14 +145,18 @@ def permute_rows(Y: Tensor, order: Tensor) -> Tensor:
 
 
 class Step:
-    """A first-order step E of Pᵀ A, from which the derivatives with respect to B follow: M = L⁻¹ E U⁻¹."""
+    """A first-order step E of Pᵀ A, from which the derivatives with respect to B follow: M = L⁻¹ E U⁻¹.
+
+    What counts of tril(M, -1) are its first k columns, `lower`, and of triu(M) its first k rows, `upper`.
+    """
 
     def __init__(self, LU: Tensor, E: Tensor):
-        self.k = k = min(E.shape[-2:])
+        self.m, self.n = E.shape[-2:]
+        self.k = k = min(self.m, self.n)
         self.L, self.U = columns(LU, 0, k).tril(-1), rows(LU, 0, k).triu()  # L without its diagonal of ones
         self.MU = solve(LU, E, unit=True)
         self.M = solve(LU.mT, self.MU.mT, unit=False).mT
-        self.lower, self.upper = self.M.tril(-1), self.M.triu()
+        self.lower, self.upper = columns(self.M, 0, k).tril(-1), rows(self.M, 0, k).triu()
 
     def tangent(self) -> Tensor:
         """L tril(M, -1) + triu(M) U: the jvp of E."""
@@ -160,21 +164,23 @@ class Step:
 
     def recompose(self, lower: Tensor, upper: Tensor) -> Tensor:
         """L lower + upper U."""
-        k, n = self.k, upper.shape[-1]
-        total = add_product(lower, self.L, rows(lower, 0, k))
-        total = add_product(total, columns(upper, 0, k), self.U)
-        return total if n == k else total + pad(columns(upper, k, n), (k, 0))
+        m, n, k = self.m, self.n, self.k
+        dL = enlarge(add_product(lower, self.L, rows(lower, 0, k)), m, n)
+        if n > k:
+            dL = dL + pad(columns(upper, k, n), (k, 0))
+        top = add_product(rows(dL, 0, k), columns(upper, 0, k), self.U)
+        return top if m == k else torch.cat([top, rows(dL, k, m)], -2)
 
     def curvature(self, G: Tensor, X: Tensor) -> Tensor:
         """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩, with X = Pᵀ vjp(G) and E = Pᵀ V.
 
         tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X).
         """
-        m, n = G.shape[-2:]
-        k, M = self.k, columns(self.M, 0, self.k)
+        m, n, k = self.m, self.n, self.k
+        M = columns(self.M, 0, k)
         LM = add_product(M, self.L, rows(M, 0, k))
-        dL = add_product(torch.bmm(X, rows(self.MU, 0, k).mH), G, rows(self.lower, 0, k).mH, sign=-1)
-        dU = add_product(torch.bmm(LM.mH, X), columns(self.upper, 0, k).mH, G, sign=-1)
+        dL = add_product(torch.bmm(X, rows(self.MU, 0, k).mH), columns(G, 0, k), rows(self.lower, 0, k).mH, sign=-1)
+        dU = add_product(torch.bmm(LM.mH, X), columns(self.upper, 0, k).mH, rows(G, 0, k), sign=-1)
         below = torch.ones(m, n, dtype=torch.bool, device=G.device).tril(-1)
         return torch.where(below, enlarge(dL, m, n), enlarge(dU, m, n))
 
@@ -201,10 +207,13 @@ def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
 
     dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹.
     """
-    k, shape = min(E.shape[-2:]), E.shape
+    m, n = E.shape[-2:]
+    k, shape = min(m, n), E.shape
     step = Step(flat(LU), permute_rows(E, row_order(pivots, LU)))
     LU, dLU = flat(LU), flat(dLU)
     dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
     M_rows, M_columns = rows(step.M, 0, k), columns(step.M, 0, k)
     dM = -solve(LU, dL @ M_rows, unit=True) - solve(LU.mT, (M_columns @ dU).mT, unit=False).mT
-    return (dL @ M_rows.tril(-1) + step.recompose(dM.tril(-1), dM.triu()) + M_columns.triu() @ dU).view(shape)
+    tangent = step.recompose(columns(dM, 0, k).tril(-1), rows(dM, 0, k).triu())
+    explicit = enlarge(dL @ rows(step.lower, 0, k), m, n) + enlarge(columns(step.upper, 0, k) @ dU, m, n)
+    return (tangent + explicit).view(shape)
