@@ -107,6 +107,27 @@ def test_torch_compile(monkeypatch):
     assert run.measure(problem, ["torch.compile"], CPU, measure.wall_clock, 0)[0]["status"] == "ok"
 
 
+@pytest.mark.parametrize("names", [["torch"], ["torch", "jax"]])
+def test_beside_another_library_a_turn_begins_with_a_pause_and_a_call_that_does_not_count(names, monkeypatch):
+    events, prepare_torch = [], PROVIDERS["torch"].prepare
+
+    def prepare(problem, device):
+        function = prepare_torch(problem, device)
+        return lambda: events.append("call") or function()
+
+    def clockmaker(function):
+        return lambda: events.append("clock") or 1.0
+
+    for name in names:
+        monkeypatch.setitem(PROVIDERS, name, Provider(prepare, is_torch=name == "torch"))
+    monkeypatch.setattr(run, "wall_clock", clockmaker)
+    monkeypatch.setattr(measure, "sleep", lambda seconds: events.append("pause"))
+    run.measure(Problem("forward", Size(2, 3, 3), torch.float32), names, CPU, clockmaker, 0)
+    rounds = 3 * len(names)
+    turn = ["pause", "call", "clock"] if len(names) > 1 else ["clock"]
+    assert events[-rounds * len(turn) :] == rounds * turn
+
+
 @pytest.mark.skipif(not PROVIDERS["jax"].is_installed, reason="JAX is not installed")
 @pytest.mark.parametrize("name", FACTORIZATIONS)
 def test_jax(name):

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, sleep
 from timeit import Timer
 
 import torch
@@ -66,6 +66,21 @@ def event_clock(function: Callable[[], object], *, graph: bool = False) -> Clock
 
     clock()
     return clock
+
+
+def settled(clock: Clock, function: Callable[[], object]) -> Clock:
+    """The clock of a function after a pause and a call that does not count.
+
+    For libraries that have threads of their own: these spin for a while when they are done, and their caches are cold
+    when it is their turn again. Without a pause small problems take up to three times as long beside JAX as alone.
+    """
+
+    def after_pause() -> float:
+        sleep(0.05)
+        function()
+        return clock()
+
+    return after_pause
 
 
 def interleaved(clocks: Mapping[str, Clock], *, rounds: int = 9, limit_seconds: float = inf) -> dict[str, Timing]:

@@ -23,7 +23,7 @@ from triton_lu.bench.problems import Problem, grid
 from triton_lu.bench.providers import PROVIDERS
 from triton_lu.cli import accuracy, dtype_name
 from triton_lu.cli.matrixfile import InputError
-from triton_lu.measure import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, wall_clock
+from triton_lu.measure import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
 
 Row = dict[str, Any]
 
@@ -132,6 +132,7 @@ def measure(
     except torch.OutOfMemoryError:
         return [{**row, "status": "skipped: out of memory"} for row in rows.values()]
     clocks: dict[str, Clock] = {}
+    several_libraries = len({PROVIDERS[name].is_torch for name in names}) > 1
     for name, row in rows.items():
         provider = PROVIDERS[name]
         try:
@@ -143,6 +144,8 @@ def measure(
             else:
                 row["timer"] = "wall clock"
                 clocks[name] = wall_clock(function)
+            if several_libraries:
+                clocks[name] = settled(clocks[name], function)
         except Exception as error:  # whatever it is, the other providers are to be measured
             row["status"] = f"failed: {' '.join(str(error).split())[:200] or type(error).__name__}"
     del reference
