@@ -273,8 +273,8 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     if sweep.block >= k:
         return _vjp_block_(W, B)
     in_place = sweep.span > sweep.block and (m == k or W.ndim == 2)
-    width = sweep.block if in_place else sweep.span
-    room = _workspace(W, width), _workspace(W, width)
+    widest = sweep.block if in_place else sweep.span
+    room = _workspace(W, widest), _workspace(W, widest)
     for J in reversed(_blocks(0, k, sweep.span)):
         R = slice(J.stop, m)
         blocks = _blocks(J.start, J.stop, sweep.block)
@@ -304,19 +304,14 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
         if in_place:
             if J.stop < m:
                 _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
-            _solve_adjoint_(L11, row)
+            row.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
+            solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
+            row.conj_physical_()
         else:
             X = _place(room[1], row.shape).copy_(row)
             if J.stop < m:
                 _add_product_(X, _adjoint(_part(B, R, J), room[0]), _part(W, R, right), alpha=-1)
             row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
-
-
-def _solve_adjoint_(L: Tensor, X: Tensor) -> None:
-    """X -> L⁻ᴴ X in place."""
-    X.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
-    solve_triangular(L.mT, X, upper=True, unitriangular=True, out=X)
-    X.conj_physical_()
 
 
 def _vjp_block_(W: Tensor, B: Tensor) -> None:

@@ -6,10 +6,8 @@ from torch import Tensor
 from triton_lu_kernels import factor, halves, launch, sweep, tile, warp
 
 import triton_lu
-from triton_lu import plan
 
 SHAPES = {"warp": (3, 4), "halves": (17, 5), "tile": (3, 34), "sweep": (20, 3)}
-SWEEP = plan.Blocked(block=16, terms=16, pieces=2, split=True, num_warps=1)
 VIEWS = {
     "expanded along the first": lambda x: x[:1].expand_as(x),
     "expanded along the second": lambda x: x[:, :1].expand_as(x),
@@ -66,10 +64,10 @@ def problem(*shape, dtype=torch.float32):
     [*(("warp", view) for view in VIEWS), *((regime, "transposed") for regime in SHAPES if regime != "warp")],
 )
 @pytest.mark.parametrize("name", ["vjp", "jvp"])
-def test_maps(name, regime, view, memory, monkeypatch):
+def test_maps(name, regime, view, memory, request):
     """All regimes find the matrices of a batch by the same function."""
-    if regime == "sweep":  # of a small matrix: the interpreter takes its time
-        monkeypatch.setattr(plan, "kernel", lambda *_: SWEEP)
+    if regime == "sweep":
+        request.getfixturevalue("small_sweep")
     check(name, [VIEWS[view](x) for x in problem(2, 3, *SHAPES[regime])], memory)
 
 

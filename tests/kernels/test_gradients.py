@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp
 
 import triton_lu
-from triton_lu import aten, plan
+from triton_lu import aten
 
 FIRST_ORDER = [
     ((3, 3), torch.float64, True),
@@ -67,10 +67,8 @@ def test_gradgradcheck(shape, dtype, pivot):
     check_second_order(matrix(shape, dtype, pivot), pivot)
 
 
-def test_gradgradcheck_in_the_sweep_regime(monkeypatch):
-    """In blocks of 16, so that a matrix that has two of them is small."""
-    chosen = plan.Blocked(block=16, terms=16, num_warps=1, pieces=2, split=True)
-    monkeypatch.setattr(plan, "kernel", lambda name, *_: None if name == "factor" else chosen)
+@pytest.mark.usefixtures("small_sweep")
+def test_gradgradcheck_in_the_sweep_regime():
     check_second_order(matrix((17, 18), torch.float64, True), True)
 
 
