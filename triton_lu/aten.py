@@ -257,6 +257,19 @@ def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit:
     return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
 
 
+def _divide(N: Tensor, T: Tensor, room: Tensor, *, out: Tensor) -> None:
+    """out = N T⁻¹ for a lower triangular T."""
+    if not plan.by_inverse(N.dtype, *N.shape[-2:]):
+        out.copy_(_solve(T, N, room, left=False, upper=False))
+        return
+    inverse = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(T).contiguous()
+    solve_triangular(T.mT, inverse.mT, upper=True, out=inverse.mT)
+    if N.ndim == 2:
+        torch.mm(N, inverse, out=out)
+    else:
+        out.copy_(_product(N, inverse, room))
+
+
 def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
     """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
 
@@ -290,15 +303,14 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             here, after, width = slice(I.start, m), slice(I.stop, n), I.stop - I.start
             column = _part(W, here, I)
             N = _place(room[1], column.shape).copy_(column)
-            W11 = _part(W, I, I).triu_()
+            W11 = _part(W, I, I).triu()
             if I.stop < n:
                 _add_product_(N, _part(W, here, after), _adjoint(_part(B, I, after), room[0]), alpha=-1)
             U11H = _part(B, I, I).mT.conj_physical()  # with Lᴴ above the diagonal, which adds nothing below it
             _add_product_(rows(N, 0, width), W11, U11H, alpha=-1)
             rows(N, 0, width).tril_(-1)
-            N = _solve(U11H, N, room[0], left=False, upper=False)
-            rows(N, 0, width).add_(W11)
-            column.copy_(N)
+            _divide(N, U11H, room[0], out=column)
+            rows(column, 0, width).add_(W11)
         right, L11 = slice(J.start, n), _part(B, J, J)
         row = _part(W, J, right)
         if in_place:

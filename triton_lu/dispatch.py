@@ -37,7 +37,9 @@ class DerivativeRule(_SingleLevelFunction):
 
 
 def _has_tangent(x: Any) -> bool:
-    return isinstance(x, Tensor) and torch._VF._unpack_dual(x, level=0).tangent is not None
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
+        return False
+    return torch._VF._unpack_dual(x, level=0).tangent is not None
 
 
 def _is_differentiated(args: tuple[Any, ...]) -> bool:
@@ -81,5 +83,9 @@ def without_autocast(X: Tensor) -> Any:
 
 
 def tangent_mode() -> Any:
-    """Inside `jvp`: let an outer level of forward AD see the operations (this level's tangents are out by `primal`)."""
-    return _set_fwd_grad_enabled(True)
+    """Inside `jvp`: let an outer level of forward AD see the operations (this level's tangents are out by `primal`).
+
+    Only torch.func has outer levels.
+    """
+    nested = torch._C._functorch.peek_interpreter_stack() is not None
+    return _set_fwd_grad_enabled(True) if nested else nullcontext()

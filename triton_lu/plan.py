@@ -93,6 +93,15 @@ def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> b
     return left == from_the_right
 
 
+def by_inverse(dtype: torch.dtype, right_hand_sides: int, width: int) -> bool:
+    """Whether a backward divides by a diagonal block of U by multiplying with its inverse.
+
+    In float32 a backward takes 2 to 8 percent less time so, at 1024×256 12, and its error over PyTorch's rises for
+    Gaussian matrices from 1.1 to 1.2. In complex64 it is 2 to 4 percent, for 1.1 to 1.6; in float64 nothing.
+    """
+    return dtype == torch.float32 and right_hand_sides >= 2 * width
+
+
 def one_by_one(shape: torch.Size, device: str) -> bool:
     """Whether LAPACK factors the matrices of a batch in calls of their own.
 
