@@ -406,7 +406,7 @@ def test_plans_read_what_was_written(file):
     assert width("cpu").block == 64
     assert plan.sweep(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
     assert plan.sweep(1, 128, 128, torch.float32, "cpu").block == 128
-    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 32
+    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 16
     assert plan.sweep(10_000, 8, 8, torch.float32, "cpu").block == 1
 
 
@@ -481,7 +481,7 @@ def test_a_file_that_is_malformed_or_old_is_ignored_with_a_warning(file, text, c
     file.write_text(text)
     with pytest.warns(UserWarning, match=f"triton_lu ignores .*calibration.json: .*{complaint}.*--calibrate"):
         assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 32
-    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 32  # and warns no more
+    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 16  # and warns no more
 
 
 def test_the_file_is_in_the_cache_directory_of_the_platform(monkeypatch, tmp_path):
@@ -518,7 +518,7 @@ def test_calibration_of_the_sweep(file, monkeypatch, capsys):
     assert main(["bench", "--calibrate", "--device", "cpu", "--seconds", "0"]) == 0
     assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 64
     assert plan.sweep(10, 33, 33, torch.complex128, "cpu").block == 64
-    assert plan.sweep(10, 32, 32, torch.float32, "cpu").block == 32
+    assert plan.sweep(10, 32, 32, torch.float32, "cpu").block == 16
     assert "block float32 batch 64: 64" in capsys.readouterr().out
 
 
@@ -532,7 +532,7 @@ def test_a_calibration_that_cannot_be_saved_is_one_line(file, monkeypatch, capsy
 def test_a_gain_within_the_noise_changes_no_plan(monkeypatch):
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     monkeypatch.setattr(calibrate, "DTYPES", (torch.float32,))
-    assert list(calibrate.blocks(constant_clocks(1.0, 0.99, 0.98), 0)) == [("block float32 batch 64", 32)]
+    assert list(calibrate.blocks(constant_clocks(1.0, 0.99, 0.98), 0)) == [("block float32 batch 64", 16)]
 
 
 def test_calibration_of_the_kernels(monkeypatch):

@@ -251,23 +251,17 @@ def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
 
 
 def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
-    """T⁻¹ X or X T⁻¹: in place where X is contiguous and as the solve wants it, else in the workspace."""
-    by_rows = plan.solve_by_rows(X.dtype, X.shape[-1 if left else -2], left=left)
-    Y = X if by_rows and X.is_contiguous() else _place(room, X.shape, by_rows=by_rows).copy_(X)
+    """T⁻¹ X or X T⁻¹: in place where X is laid out as the solve wants it, else in the workspace."""
+    width, right_hand_sides = T.shape[-1], X.shape[-1 if left else -2]
+    if X.device.type == "cpu" and plan.by_inverse(X.dtype, right_hand_sides, width, left=left, batched=X.ndim > 2):
+        inverse = torch.eye(width, dtype=T.dtype, device=T.device).expand_as(T).contiguous()
+        from_left = plan.solve_by_rows(T.dtype, width, left=True)
+        solve_triangular(T, inverse, upper=upper, left=from_left, unitriangular=unit, out=inverse)
+        return _product(inverse, X, room) if left else _product(X, inverse, room)
+    by_rows = plan.solve_by_rows(X.dtype, right_hand_sides, left=left)
+    in_place = (X if by_rows else X.mT).is_contiguous()
+    Y = X if in_place else _place(room, X.shape, by_rows=by_rows).copy_(X)
     return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
-
-
-def _divide(N: Tensor, T: Tensor, room: Tensor, *, out: Tensor) -> None:
-    """out = N T⁻¹ for a lower triangular T."""
-    if not plan.by_inverse(N.dtype, *N.shape[-2:]):
-        out.copy_(_solve(T, N, room, left=False, upper=False))
-        return
-    inverse = torch.eye(T.shape[-1], dtype=T.dtype, device=T.device).expand_as(T).contiguous()
-    solve_triangular(T.mT, inverse.mT, upper=True, out=inverse.mT)
-    if N.ndim == 2:
-        torch.mm(N, inverse, out=out)
-    else:
-        out.copy_(_product(N, inverse, room))
 
 
 def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
@@ -303,14 +297,15 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
             here, after, width = slice(I.start, m), slice(I.stop, n), I.stop - I.start
             column = _part(W, here, I)
             N = _place(room[1], column.shape).copy_(column)
-            W11 = _part(W, I, I).triu()
+            W11 = _part(W, I, I).triu_()
             if I.stop < n:
                 _add_product_(N, _part(W, here, after), _adjoint(_part(B, I, after), room[0]), alpha=-1)
             U11H = _part(B, I, I).mT.conj_physical()  # with Lᴴ above the diagonal, which adds nothing below it
             _add_product_(rows(N, 0, width), W11, U11H, alpha=-1)
             rows(N, 0, width).tril_(-1)
-            _divide(N, U11H, room[0], out=column)
-            rows(column, 0, width).add_(W11)
+            N = _solve(U11H, N, room[0], left=False, upper=False)
+            rows(N, 0, width).add_(W11)
+            column.copy_(N)
         right, L11 = slice(J.start, n), _part(B, J, J)
         row = _part(W, J, right)
         if in_place:
@@ -385,12 +380,12 @@ def _jvp_block_(W: Tensor, B: Tensor) -> None:
     k = min(m, n)
     B1, B11 = rows(B, 0, k), _part(B, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
-    room = _workspace(W, k)
-    top.copy_(_solve(B11, top, room, left=True, upper=False, unit=True))
+    room = _workspace(W, k), _workspace(W, k)
+    top.copy_(_solve(B11, top, room[0], left=True, upper=False, unit=True))
     if m > k:
         _add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
-    T = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
-    solve_triangular(B11, T, upper=True, left=False, out=T).tril_(-1)
+    T = _place(room[0], left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    T = _solve(B11, T, room[1], left=False, upper=True).tril_(-1)
     _add_product_(top, rows(T, 0, k), B1, alpha=-1)
     W.triu_()
     left += T

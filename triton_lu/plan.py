@@ -37,10 +37,10 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     Column by column, in NumPy, a backward of 10,000 matrices of 4×4 takes a quarter of the time of one in a block, one
     of 100 half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer.
 
-    In batches LAPACK is called for every matrix by itself, and slows down by more threads than one from 32×32 on:
-    narrow blocks leave more to the products, which take the batch as a whole. Blocks of 96 columns rather than 128
-    keep the rows of a block from falling into the same cache lines. A single matrix up to 320×320 takes the least
-    time, down to 0.8 of that in blocks of 96, in two halves.
+    In batches LAPACK is called for every matrix by itself, and slows down by more threads than one: narrow blocks leave
+    more to the products, which take the batch as a whole. Blocks of 96 columns rather than 128 keep the rows of a block
+    from falling into the same cache lines. A single matrix up to 320×320 takes the least time, down to 0.8 of that in
+    blocks of 96, in two halves.
 
     Error over that of the formula solved with U first, which is what PyTorch computes, for Gaussian matrices in single
     precision: 0.9 to 1.2 in one span of any width. In spans of one block, faster by 1.2 to 1.4, it is 1.8 at n = 128
@@ -75,7 +75,7 @@ def default_block(batch: int, k: int) -> int:
     """The width of the blocks for k = min(m, n), where nothing has been calibrated."""
     if batch == 1:
         return max(2, k) if k <= 128 else 16 * math.ceil(k / 32) if k <= 320 else 96
-    return 32 if k <= 256 else 96
+    return 16 if 32 <= k <= 64 else 32 if k <= 256 else 96
 
 
 def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> bool:
@@ -93,13 +93,20 @@ def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> b
     return left == from_the_right
 
 
-def by_inverse(dtype: torch.dtype, right_hand_sides: int, width: int) -> bool:
-    """Whether a backward divides by a diagonal block of U by multiplying with its inverse.
+def by_inverse(dtype: torch.dtype, right_hand_sides: int, width: int, *, left: bool, batched: bool) -> bool:
+    """Whether a triangular solve on a CPU is a product with the inverse of the triangle, `width` wide.
 
-    In float32 a backward takes 2 to 8 percent less time so, at 1024×256 12, and its error over PyTorch's rises for
-    Gaussian matrices from 1.1 to 1.2. In complex64 it is 2 to 4 percent, for 1.1 to 1.6; in float64 nothing.
+    MKL's solves begin to use threads at 32 right-hand sides, whatever the width: in batches of 16×16 in float32 each
+    takes 3.3 µs with 32 of them, 0.6 with 16 (oneMKL on two threads). Products of batches use threads well.
+    A backward takes 2 to 8 percent less time so for single matrices (at 1024×256 14), and 5 to 30 for batches. In
+    complex64 it would be 2 to 4 percent for single ones, in double precision nothing for blocks of more than 16.
+    The error over PyTorch's rises for Gaussian matrices from 1.1 to 1.2, in complex64 it would be to 1.6.
     """
-    return dtype == torch.float32 and right_hand_sides >= 2 * width
+    if right_hand_sides < 2 * width:
+        return False
+    if width < 32:
+        return batched
+    return not left and (dtype == torch.float32 or (batched and dtype == torch.complex64))
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:
