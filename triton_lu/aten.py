@@ -328,15 +328,15 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     BH = B.mT.conj_physical()
     BH1, BH11 = rows(BH, 0, k), _part(BH, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
-    room = _workspace(W, k)
-    N = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    room = _workspace(W, k), _workspace(W, k)
+    N = _place(room[0], left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
     _add_product_(rows(N, 0, k), BH1.triu(1), left)
     W.triu_()
     _add_product_(rows(N, 0, k), top, columns(BH, 0, k), alpha=-1)
-    left += solve_triangular(BH11, N.tril_(-1), upper=False, left=False, out=N)
+    left += _solve(BH11, N.tril_(-1), room[1], left=False, upper=False)
     if m > k:
         _add_product_(top, columns(BH1, k, m), rows(W, k, m), alpha=-1)
-    top.copy_(_solve(BH11, top, room, left=True, upper=True, unit=True))
+    top.copy_(_solve(BH11, top, room[1], left=True, upper=True, unit=True))
 
 
 def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
