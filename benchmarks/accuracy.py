@@ -86,7 +86,7 @@ def extended_gradient(LU: Tensor, pivots: Tensor, G: Tensor) -> np.ndarray:
 
 def show(rows: list[dict[str, object]]) -> None:
     """A line for each dtype and size, a column for each class; then the ratios in excess."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=max(Console().width, 120))
     table = Table(title="error of the gradient / error of PyTorch's")
     for column in ("dtype", "batch", "n", *REGULAR):
         table.add_column(column.replace("_", "\n"), justify="right")
