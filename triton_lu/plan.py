@@ -64,7 +64,8 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     if device == "cpu" and largest <= 8 and batch >= 2 * largest**2:
         return Sweep(1, 1)
     block = default_block(batch, k)
-    block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
+    if block < k:
+        block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
     smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256
     if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):
         return Sweep(block, block)
