@@ -106,15 +106,24 @@ def adjoint(block):
 
 
 @triton.jit
+def phi(B, W):
+    """tril(L^H W, -1) + triu(W U^H) of one block."""
+    return merge(field.dot(adjoint(unit_lower(B)), W), field.dot(W, adjoint(upper(B))))
+
+
+@triton.jit
+def recompose(B, M):
+    """L tril(M, -1) + triu(M) U of one block."""
+    return merge(field.dot(unit_lower(B), strictly_lower(M)), field.dot(upper(M), upper(B)))
+
+
+@triton.jit
 def vjp(B, L_inverse, U_inverse, W):
     """L^-H (tril(L^H W, -1) + triu(W U^H)) U^-H of one block."""
-    lower_part = field.dot(adjoint(unit_lower(B)), W)
-    phi = merge(lower_part, field.dot(W, adjoint(upper(B))))
-    return field.dot(field.dot(adjoint(L_inverse), phi), adjoint(U_inverse))
+    return field.dot(field.dot(adjoint(L_inverse), phi(B, W)), adjoint(U_inverse))
 
 
 @triton.jit
 def jvp(B, L_inverse, U_inverse, E):
     """L tril(M, -1) + triu(M) U, M = L^-1 E U^-1, of one block."""
-    M = field.dot(field.dot(L_inverse, E), U_inverse)
-    return merge(field.dot(unit_lower(B), strictly_lower(M)), field.dot(upper(M), upper(B)))
+    return recompose(B, field.dot(field.dot(L_inverse, E), U_inverse))

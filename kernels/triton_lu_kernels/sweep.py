@@ -19,11 +19,11 @@ and its tangent, left-looking, from the first J to the last, is jvp: with A = P^
     dB11 = jvp(A11 - dL10 U01 - L10 dU01)
     dL21 = (A21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1       dU12 = L11^-1 (A12 - dL10 U02 - L10 dU02 - dL11 U12)
 
-Grids: one axis. `prepare_kernel` has one program for every diagonal block and one for every 32 rows of a matrix. Then
-`step_kernel` is launched twice for each J: with one program for every tile of BLOCK rows of X21 or columns of X12, and
-with one for X11. Tiles of X12 are computed by the code of X21, on transposed matrices. The products that X11 needs are
-summed by tile: each tile's part is left in `sums`, where jvp adds up those for all later diagonal blocks. What one
-launch has written, rows of X in their places in P X, the next reads.
+Grids: one axis. `prepare_kernel` has one program for every 16 columns of the inverses and one for every 32 rows of a
+matrix. Then `step_kernel` is launched twice for each J: with one program for every tile of BLOCK rows of X21 or columns
+of X12, and with one for X11. Tiles of X12 are computed by the code of X21, on transposed matrices. The products that
+X11 needs are summed by tile: each tile's part is left in `sums`, where jvp adds up those for all later diagonal blocks.
+What one launch has written, rows of X in their places in P X, the next reads.
 
 The sum for a tile, of S U12^H or dL20 U01 + L20 dU01, is that of at most PIECES sums of equal length; in vjp the terms
 that have waited for the last diagonal block are one more. If SPLIT, the launch for X11 has programs for all these
@@ -31,7 +31,8 @@ pieces of all the tiles that come next, so that one large matrix has work for al
 program sums them. Both add the same numbers in the same order, and no sum crosses matrices: a matrix gets the same bits
 in any batch.
 
-With `disable_licm` addresses are computed where they are used: moved out of the loops, they spill.
+With `disable_licm` addresses are computed where they are used: moved out of the loops, they spill. So would factors of
+64 x 64 that are loaded before the product that needs them.
 """
 
 import torch
@@ -56,28 +57,32 @@ def _inverse(inverses, J, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _invert_rows(inverses, LU, inverse, J, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Sixteen rows from i on of `_inverse`, by substitution: `inverse` is their diagonal block."""
+def _invert_block(inverses, LU, inverse, J, i, j, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The 16 x 16 block (i, j) of `_inverse`, by substitution: `inverse` is the diagonal block in its rows."""
     first = 2 * J if TRANSPOSED else 2 * J + BLOCK
     row = tl.arange(0, 16)[:, None] + i
-    unit = tl.where(row == tl.arange(0, BLOCK)[None, :], 1.0, 0.0).to(inverse[0].dtype)
+    col = tl.arange(0, 16)[None, :] + j
+    unit = tl.where(row == col, 1.0, 0.0).to(inverse[0].dtype)
     Y = (unit,)
     if len(inverse) == 2:
         Y += (tl.zeros_like(unit),)
-    for c in tl.range(0, i, 16, disable_licm=True):
+    for c in tl.range(j, i, 16, disable_licm=True):
         T = blocks.load(LU, J + i, J + c, TRANSPOSED=not TRANSPOSED)
-        solved = blocks.load(inverses, first + c, 0, 16, BLOCK)
-        Y = field.subtract(Y, field.dot(T, solved))
-    blocks.store(inverses, field.dot(inverse, Y), first + i, 0)
+        Y = field.subtract(Y, field.dot(T, blocks.load(inverses, first + c, j)))
+    blocks.store(inverses, field.dot(inverse, Y), first + i, j)
 
 
 @triton.jit
-def _invert(inverses, LU, J, BLOCK: tl.constexpr):
-    """Both inverses of one diagonal block."""
-    for i in tl.range(0, BLOCK, 16, disable_licm=True):
+def _invert(inverses, LU, J, j, BLOCK: tl.constexpr):
+    """Sixteen columns from j on of both inverses of one diagonal block."""
+    zero = field.zeros((16, 16), inverses[0].dtype.element_ty, inverses[4])
+    for i in tl.range(0, j, 16):
+        blocks.store(inverses, zero, 2 * J + i, j)
+        blocks.store(inverses, zero, 2 * J + BLOCK + i, j)
+    for i in tl.range(j, BLOCK, 16, disable_licm=True):
         L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J + i, J + i, DIAGONAL=1.0))
-        _invert_rows(inverses, LU, L_inverse, J, i, BLOCK, True)
-        _invert_rows(inverses, LU, layout.transpose(U_inverse), J, i, BLOCK, False)
+        _invert_block(inverses, LU, L_inverse, J, i, j, BLOCK, True)
+        _invert_block(inverses, LU, layout.transpose(U_inverse), J, i, j, BLOCK, False)
         tl.debug_barrier()
 
 
@@ -104,7 +109,7 @@ def prepare_kernel(
     LU_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    inversions = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
+    inversions = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK) * (BLOCK // 16)
     programs = inversions + tl.cdiv(shape[0], ROWS)
     batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
     task = tl.program_id(0) % programs
@@ -115,7 +120,8 @@ def prepare_kernel(
         _invert(
             (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),
             (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
-            task * BLOCK,
+            task * 16 // BLOCK * BLOCK,
+            task * 16 % BLOCK,
             BLOCK,
         )
 
@@ -302,13 +308,16 @@ def _diagonal_block(
         lower = _sum(sums, J + BLOCK, n, BLOCK, SPLIT, True)
         upper = _sum(sums, J + BLOCK, m, BLOCK, SPLIT, False)
         W = field.subtract(W, blocks.merge(lower, upper))
-    B = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
-    L_inverse = _inverse(inverses, J, BLOCK, True)
-    U_inverse = layout.transpose(_inverse(inverses, J, BLOCK, False))
     if FORWARD:
-        blocks.store(out, blocks.jvp(B, L_inverse, U_inverse, W), J, J)
+        M = field.dot(_inverse(inverses, J, BLOCK, True), W)
+        M = field.dot(M, layout.transpose(_inverse(inverses, J, BLOCK, False)))
+        B = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+        blocks.store(out, blocks.recompose(B, M), J, J)
     else:
-        blocks.store(out, blocks.vjp(B, L_inverse, U_inverse, W), J, J, destination=places)
+        phi = blocks.phi(blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0), W)
+        X = field.dot(blocks.adjoint(_inverse(inverses, J, BLOCK, True)), phi)
+        X = field.dot(X, field.conjugate(_inverse(inverses, J, BLOCK, False)))
+        blocks.store(out, X, J, J, destination=places)
 
 
 @triton.jit
@@ -461,7 +470,7 @@ def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms,
     constants["RAGGED"] = m % block != 0 or n % block != 0
 
     common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
-    programs = batch_size * (launch.ceil_div(k, block) + launch.ceil_div(m, 32))
+    programs = batch_size * (launch.ceil_div(k, block) * (block // 16) + launch.ceil_div(m, 32))
     launch.run(prepare_kernel, programs, args, {"ROWS": 32, **common}, num_warps=1)
 
     def tiles_after(J):
