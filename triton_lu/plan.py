@@ -184,22 +184,24 @@ class Blocked:
     the times of all launches, without what lies between them, and their number; and the time of the fewest bytes:
 
                     vjp                         jvp
-        float32     255, 40      76 µs /  8     255, 96      81 µs /  8      15 µs
-        float64     255, 696    117 µs /  8     255, 504    126 µs /  8      30 µs
-        complex64   255, 808    216 µs / 16     255, 936    234 µs / 16      30 µs
-        complex128  255, 544    317 µs / 16     255, 144    343 µs / 16      60 µs
+        float32     255, 104     71 µs /  8     255, 80      76 µs /  8      15 µs
+        float64     255, 272    109 µs /  8     255, 272    117 µs /  8      30 µs
+        complex64   255, 328    215 µs / 16     255, 936    233 µs / 16      30 µs
+        complex128  255, 40     316 µs / 16     255, 72     342 µs / 16      60 µs
 
     Latency limits the launches with few programs, shared memory and L2 the others. Blocks of half the width in float32
-    and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. In complex64 four warps
-    take 264 and 252 µs. For sm_80, whose products keep their factors in registers, float32 has stacks of 392 and 696
-    bytes in vjp, 1320 and 1152 in jvp. The solves are products with inverses, and diagonal blocks products of whole
-    blocks: the operations at n = 512 are 1.31 (float32), 1.28, 1.17 and 1.14 times 4/3 n³.
+    and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. Twice as many warps
+    spill next to nothing, and repeat each other's work: 95 µs in float32, 389 in complex128. What is spilled is spilled
+    once per program, in the products of whole blocks, whose factors take most registers. For sm_80, whose products keep
+    both factors in registers, float32 has stacks of 1008 bytes in vjp and 200 in jvp. The solves are products with
+    inverses, and diagonal blocks products of whole blocks: the operations at n = 512 are 1.31 (float32), 1.27, 1.17 and
+    1.14 times 4/3 n³.
 
     Estimates for one matrix on an H100, in µs: with split sums (without):
 
                     vjp 512      jvp 512      vjp 1024     jvp 1024     vjp 2048     jvp 2048
-        float32     125 (173)    111 (187)    265 (528)    261 (628)    656          779
-        float64     126 (181)    121 (201)
+        float32     120 (174)    107 (184)    267 (567)    268 (634)    656          779
+        float64     116 (175)    111 (193)
 
     In four pieces the sums take about as long as the diagonal block beside which they are found.
 

@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 import ptxrun
 import pytest
 import torch
-from emulated import OLD_COMPILER
 from matrices import problem
 from reference import assert_agrees
 from triton_lu_kernels import sweep
@@ -60,9 +59,10 @@ def test_same_bits_with_split_sums(name, target):
 
 @pytest.mark.parametrize("name", MAPS)
 def test_traffic(name):
-    """Full tiles: what is read and written is fetched in whole sectors, and nothing is spilled."""
+    """Full tiles: what is read and written is fetched in whole sectors, and next to nothing is spilled."""
     _, reports = run(name, *problem(1, 128, 128, torch.float32), target="sm_90", check=False)
+    for report in reports:
+        assert max(report.static["spill_stores"], report.static["spill_loads"]) <= 64
     for report in reports[1:]:
         load, store = report.global_memory["load"], report.global_memory["store"]
         assert min(load["efficiency"], store["efficiency"]) >= 0.7
-        assert max(report.static["spill_stores"], report.static["spill_loads"]) <= (128 if OLD_COMPILER else 80)
