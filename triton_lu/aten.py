@@ -232,9 +232,9 @@ def _adjoint(X: Tensor, room: Tensor) -> Tensor:
     return torch.conj_physical(X.mT, out=_place(room, X.mT.shape)) if X.is_complex() else X.mT
 
 
-def _product(A: Tensor, B: Tensor, room: Tensor) -> Tensor:
-    """A B in the workspace. `matmul`, a composite, would look for an autograd graph here, below autograd."""
-    out = _place(room, (*A.shape[:-1], B.shape[-1]))
+def _product(A: Tensor, B: Tensor, room: Tensor | None) -> Tensor:
+    """A B, in the workspace if there is one. `matmul`, a composite, would look for an autograd graph here."""
+    out = None if room is None else _place(room, (*A.shape[:-1], B.shape[-1]))
     return torch.mm(A, B, out=out) if A.ndim == 2 else torch.bmm(A, B, out=out)
 
 
@@ -250,8 +250,8 @@ def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
         C.add_(torch.bmm(A, B), alpha=alpha)
 
 
-def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
-    """T⁻¹ X or X T⁻¹: in place where X is laid out as the solve wants it, else in the workspace."""
+def _solve(T: Tensor, X: Tensor, room: Tensor | None, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
+    """T⁻¹ X or X T⁻¹: in the workspace if there is one, but in place where X is laid out as the solve wants it."""
     width, right_hand_sides = T.shape[-1], X.shape[-1 if left else -2]
     if X.device.type == "cpu" and plan.by_inverse(X.dtype, right_hand_sides, width, left=left, batched=X.ndim > 2):
         inverse = torch.eye(width, dtype=T.dtype, device=T.device).expand_as(T).contiguous()
@@ -259,9 +259,9 @@ def _solve(T: Tensor, X: Tensor, room: Tensor, *, left: bool, upper: bool, unit:
         solve_triangular(T, inverse, upper=upper, left=from_left, unitriangular=unit, out=inverse)
         return _product(inverse, X, room) if left else _product(X, inverse, room)
     by_rows = plan.solve_by_rows(X.dtype, right_hand_sides, left=left)
-    in_place = (X if by_rows else X.mT).is_contiguous()
-    Y = X if in_place else _place(room, X.shape, by_rows=by_rows).copy_(X)
-    return solve_triangular(T, Y, upper=upper, left=left, unitriangular=unit, out=Y)
+    if not (X if by_rows else X.mT).is_contiguous():
+        X = _place(X.new_empty(X.numel()) if room is None else room, X.shape, by_rows=by_rows).copy_(X)
+    return solve_triangular(T, X, upper=upper, left=left, unitriangular=unit, out=X)
 
 
 def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
@@ -328,15 +328,15 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     BH = B.mT.conj_physical()
     BH1, BH11 = rows(BH, 0, k), _part(BH, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
-    room = _workspace(W, k), _workspace(W, k)
-    N = _place(room[0], left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    room = _workspace(W, k)
+    N = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
     _add_product_(rows(N, 0, k), BH1.triu(1), left)
     W.triu_()
     _add_product_(rows(N, 0, k), top, columns(BH, 0, k), alpha=-1)
-    left += _solve(BH11, N.tril_(-1), room[1], left=False, upper=False)
+    left += _solve(BH11, N.tril_(-1), None, left=False, upper=False)
     if m > k:
         _add_product_(top, columns(BH1, k, m), rows(W, k, m), alpha=-1)
-    top.copy_(_solve(BH11, top, room[1], left=True, upper=True, unit=True))
+    top.copy_(_solve(BH11, top, room, left=True, upper=True, unit=True))
 
 
 def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
@@ -380,12 +380,12 @@ def _jvp_block_(W: Tensor, B: Tensor) -> None:
     k = min(m, n)
     B1, B11 = rows(B, 0, k), _part(B, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
-    room = _workspace(W, k), _workspace(W, k)
-    top.copy_(_solve(B11, top, room[0], left=True, upper=False, unit=True))
+    room = _workspace(W, k)
+    top.copy_(_solve(B11, top, room, left=True, upper=False, unit=True))
     if m > k:
         _add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
-    T = _place(room[0], left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
-    T = _solve(B11, T, room[1], left=False, upper=True).tril_(-1)
+    T = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    T = _solve(B11, T, None, left=False, upper=True).tril_(-1)
     _add_product_(top, rows(T, 0, k), B1, alpha=-1)
     W.triu_()
     left += T
