@@ -253,7 +253,7 @@ def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
 def _solve(T: Tensor, X: Tensor, room: Tensor | None, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
     """T⁻¹ X or X T⁻¹: in the workspace if there is one, but in place where X is laid out as the solve wants it."""
     width, right_hand_sides = T.shape[-1], X.shape[-1 if left else -2]
-    if X.device.type == "cpu" and plan.by_inverse(X.dtype, right_hand_sides, width, left=left, batched=X.ndim > 2):
+    if plan.by_inverse(X.dtype, right_hand_sides, width, X.device.type, left=left, batched=X.ndim > 2):
         inverse = torch.eye(width, dtype=T.dtype, device=T.device).expand_as(T).contiguous()
         from_left = plan.solve_by_rows(T.dtype, width, left=True)
         solve_triangular(T, inverse, upper=upper, left=from_left, unitriangular=unit, out=inverse)

@@ -94,8 +94,10 @@ def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> b
     return left == from_the_right
 
 
-def by_inverse(dtype: torch.dtype, right_hand_sides: int, width: int, *, left: bool, batched: bool) -> bool:
-    """Whether a triangular solve on a CPU is a product with the inverse of the triangle, `width` wide.
+def by_inverse(
+    dtype: torch.dtype, right_hand_sides: int, width: int, device: str, *, left: bool, batched: bool
+) -> bool:
+    """Whether a triangular solve in ATen is a product with the inverse of the triangle, `width` wide.
 
     MKL's solves begin to use threads at 32 right-hand sides, whatever the width: in batches of 16×16 in float32 each
     takes 3.3 µs with 32 of them, 0.6 with 16 (oneMKL on two threads). Products of batches use threads well.
@@ -103,7 +105,7 @@ def by_inverse(dtype: torch.dtype, right_hand_sides: int, width: int, *, left: b
     complex64 it would be 2 to 4 percent for single ones, in double precision nothing for blocks of more than 16.
     The error over PyTorch's rises for Gaussian matrices from 1.1 to 1.2, in complex64 it would be to 1.6.
     """
-    if right_hand_sides < 2 * width:
+    if device != "cpu" or right_hand_sides < 2 * width:
         return False
     if width < 32:
         return batched

@@ -26,10 +26,10 @@ def columns(Y: Tensor, start: int, stop: int) -> Tensor:
 
 def _solve_square(T: Tensor, Y: Tensor, *, upper: bool, unit: bool) -> Tensor:
     width, right_hand_sides = Y.shape[-2:]
-    if Y.device.type == "cpu" and plan.by_inverse(Y.dtype, right_hand_sides, width, left=True, batched=Y.ndim > 2):
+    if plan.by_inverse(Y.dtype, right_hand_sides, width, Y.device.type, left=True, batched=Y.ndim > 2):
         identity = torch.eye(width, dtype=T.dtype, device=T.device).expand_as(T)
         return solve_triangular(T, identity, upper=upper, unitriangular=unit) @ Y
-    if plan.solve_by_rows(Y.dtype, Y.shape[-1], left=True):
+    if plan.solve_by_rows(Y.dtype, right_hand_sides, left=True):
         return solve_triangular(T.mT, Y.mT, upper=not upper, left=False, unitriangular=unit).mT
     return solve_triangular(T, Y, upper=upper, unitriangular=unit)
 
