@@ -161,7 +161,7 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
     if ptxrun is None or gpu not in BANDWIDTH:
         return {}
     large = max(size[1:]) > 128  # several launches, whose programs differ
-    batch = 64 if large else max(1024, 2**22 // (size.m * size.n))
+    batch = 64 if large else max(4096, 2**22 // (size.m * size.n))
     options = {"target": GPUS[gpu], "sample": 16 if large else 4, "check": False}
     with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted(sweep.workspace):
         problem(name, size, dtype, batch)()

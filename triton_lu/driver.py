@@ -54,8 +54,13 @@ def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
 
 
 def _within_32_bits(X: Tensor) -> Tensor:
-    """X, or a copy if its strides do not fit in 31 bits when they count reals, as they do in the kernels."""
-    return X.contiguous() if X.is_complex() and max(X.stride(), default=0) >= 2**30 else X
+    """X, or a copy if the kernels could not count in 31 bits what they count so: reals inside a matrix and, of complex
+    numbers, those between matrices."""
+    (m, n), strides = X.shape[-2:], X.stride()
+    farthest = (m - 1) * strides[-2] + (n - 1) * strides[-1]
+    if X.is_complex():
+        farthest = 2 * max(farthest, *strides)
+    return X.contiguous() if farthest >= 2**31 else X
 
 
 @contextmanager

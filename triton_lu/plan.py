@@ -162,14 +162,28 @@ class Columns:
 class Tile:
     """A kernel of the tile regime: one matrix per program, diagonal blocks of that width, that many rows at a time.
 
-    In float64 blocks of 32 read less than blocks of 16: an estimated 1.7 times the time of the memory traffic instead
-    of 2.6 at n = 128, with a stack of 184 bytes in vjp, used where the inverses are found, and of 248 in jvp (blocks of
-    16: 160 and 144). At 64 it is 1.4 instead of 1.6: not taken. In float32 and complex64 two warps take 2.3 and 3.2 at
-    n = 128 (vjp), and one warp, in float32, has a stack of 936 bytes.
+    With 168 registers per thread instead of 255, twelve programs of one warp fit on a multiprocessor instead of eight.
+    Estimated times on an H100 over those of the memory traffic, and bytes of stack (sm_90, Triton 3.8), which the
+    estimates leave out; vjp, jvp:
+
+                          255 registers              168 registers
+        float32    64     1.87   0    1.83   0       1.44  16    1.52 152
+        float32   128     2.17   0    2.28   0       2.17  16    2.28 168
+        float64    64     1.62   0    1.62  64       1.62   0    1.62  40
+        complex64  64     2.27  32    2.08 176       1.62 440    1.62 688
+        complex64 128     3.29  32    2.93 176       2.64 464    2.64 696
+
+    Of what float32 spills nothing is stored in a loop over rows or terms. (Triton 3.9: 0 and 40 bytes.) In complex64
+    the stacks of twelve programs would fill the L1 cache.
+
+    In float64 blocks of 32 read less than blocks of 16: 1.65 instead of 2.6 at n = 128, with stacks of 144 bytes in vjp
+    and 216 in jvp; at 64 they take 1.40 (A100: 1.7 instead of 1.2). In float32 and complex64 two warps with blocks of
+    32 take 2.5 and 2.9 at n = 128 (vjp), and one warp, in float32, 1.65, with a stack of 648 bytes.
     """
 
     block: int
     rows: int
+    registers: int
     num_warps: int
 
 
@@ -253,10 +267,10 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Col
         return _blocked(batch, m, n, dtype) if largest < LIBRARY else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:
-            return Tile(block=32, rows=32, num_warps=2)
-        # One warp, and as many rows as its registers hold.
-        rows = 32 if dtype == torch.float32 else 16
-        return Tile(block=16, rows=rows, num_warps=2 if dtype == torch.complex128 else 1)
+            return Tile(block=32, rows=32, registers=255, num_warps=2)
+        if dtype.is_complex:
+            return Tile(block=16, rows=16, registers=255, num_warps=2 if dtype == torch.complex128 else 1)
+        return Tile(block=16, rows=32 if dtype == torch.float32 else 16, registers=168, num_warps=1)
     if largest > 16:
         return Warp(matrices=1, num_warps=1)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them

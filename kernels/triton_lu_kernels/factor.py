@@ -7,8 +7,9 @@
     pivots  [*batch, k]     int32, 1-based; k = min(m, n)
     infos   [*batch]        int32: the first i, from 1, for which U[i, i] is exactly zero, or 0
 
-Real and complex, any strides. As in LAPACK, a step exchanges its row with that of the entry of largest modulus, |re| +
-|im| over the complex numbers, the first one of equals, and does not divide by a pivot that is exactly zero.
+Real and complex, any strides, but offsets inside a matrix must be below 2^31, counted in reals. As in LAPACK, a step
+exchanges its row with that of the entry of largest modulus, |re| + |im| over the complex numbers, the first one of
+equals, and does not divide by a pivot that is exactly zero.
 
 Grid: one axis, `MATRICES` matrices per program, each completed with zeros to N x N, N a power of two. No row moves
 before the end: a lane keeps its rows and knows the positions that the exchanges have given them. The last step gathers.

@@ -4,9 +4,10 @@ In memory a batch of matrices may have any strides. In registers it is a *tile*,
 [matrices, rows, cols], or a tuple of *columns*, each a field element of tensors [matrices, rows]: Triton cannot index a
 tensor by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
 
-Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Offsets are 64 bits
-wide from the first multiplication by a stride, but strides of complex numbers must be below 2^30: in reals they are 32
-bits wide. (Multiplied later, the kernel of jvp for 16 x 16 in complex64 takes 221 registers instead of 168.)
+Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Where a matrix
+begins is a number of 64 bits, from the first multiplication by a stride; offsets inside it have 32, in reals, since
+addresses are what registers are spilled for. Batch strides of complex numbers must be below 2^30: in reals they have 32
+bits too. (Multiplied later, the kernel of jvp for 16 x 16 in complex64 takes 221 registers instead of 168.)
 
 A batch may have several dimensions, those of `launch.batch_dims`: the first of the strides is a tuple of theirs, and
 `batch`, the indices of some matrices, another.
@@ -52,10 +53,9 @@ def batch_offset(strides, batch, COMPONENTS: tl.constexpr = 1):
 @triton.jit
 def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
     """Offsets [matrices, reals] in reals; `row` and `col` are [1, reals] or differ between the matrices."""
-    offset = batch_offset(strides[0], batch, COMPONENTS)
-    row_offset = row.to(tl.int64) * (strides[1] * COMPONENTS)
-    col_offset = col.to(tl.int64) * (strides[2] * COMPONENTS) + component[None, :]
-    return offset + row_offset + col_offset
+    row_offset = row * (strides[1] * COMPONENTS)
+    col_offset = col * (strides[2] * COMPONENTS) + component[None, :]
+    return batch_offset(strides[0], batch, COMPONENTS) + (row_offset + col_offset)
 
 
 @triton.jit
@@ -156,7 +156,7 @@ def _spread(rows, COLS: tl.constexpr, COMPONENTS: tl.constexpr, BY_COLUMN: tl.co
     entries = tl.broadcast_to(rows[:, :, None, None], (rows.shape[0], rows.shape[1], COLS, COMPONENTS))
     if BY_COLUMN:
         entries = tl.permute(entries, (0, 2, 1, 3))
-    spread = tl.reshape(entries, (rows.shape[0], rows.shape[1] * COLS * COMPONENTS)).to(tl.int64)
+    spread = tl.reshape(entries, (rows.shape[0], rows.shape[1] * COLS * COMPONENTS))
     if not BY_COLUMN:
         # True, and beyond what the compiler can see through a reshape: neighbours lie in the same row.
         spread = tl.max_constancy(spread, [1, COLS * COMPONENTS])

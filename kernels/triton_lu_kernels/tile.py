@@ -24,9 +24,9 @@ are put as they are found. Until a diagonal block is found, its place holds L11^
 of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
 
 What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
-time, and nothing kept in registers that can be read again. (Two warps: an estimated 1.9 times as long in float32.) With
-blocks of 32 addresses are computed again too, by `disable_licm`; with blocks of 16 that takes 5% longer.
-In float64 above n = 64 the L2 cache is the limit: blocks of 32 read S half as often, and have work for two warps.
+time, and nothing kept in registers that can be read again, or computed, as addresses are by `disable_licm`. (Two warps:
+an estimated 1.9 times as long in float32.) In float64 above n = 64 the L2 cache is the limit: blocks of 32 read S half
+as often, and have work for two warps.
 """
 
 import triton
@@ -55,7 +55,7 @@ def _opaque(index, shape):
 def _store_inverses(out, LU, order, BLOCK: tl.constexpr):
     """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`."""
     shape = out[2]
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=BLOCK == 32):
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=True):
         J = _opaque(first, shape)
         L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J, J, 16, 16, DIAGONAL=1.0))
         blocks.store(
@@ -114,12 +114,12 @@ def _vjp_side(
     m = shape[1] if TRANSPOSED else shape[0]
     n = shape[0] if TRANSPOSED else shape[1]
     R = J + BLOCK
-    for first_row in tl.range(R, m, ROWS, disable_licm=BLOCK == 32):
+    for first_row in tl.range(R, m, ROWS, disable_licm=True):
         i = _opaque(first_row, shape)
         W = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
         total = field.constant_like(W, 0.0)
         rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
-        for first_col in tl.range(R, n, 16, disable_licm=BLOCK == 32):
+        for first_col in tl.range(R, n, 16, disable_licm=True):
             c = _opaque(first_col, shape)
             source = _rows(destination, c, 16) if TRANSPOSED else rows
             S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
@@ -142,7 +142,7 @@ def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     shape = out[2]
     _store_inverses(out, LU, destination, BLOCK)
     steps = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
-    for step in tl.range(steps, disable_licm=BLOCK == 32):
+    for step in tl.range(steps, disable_licm=True):
         J = _opaque((steps - 1 - step) * BLOCK, shape)
         W11 = blocks.load(G, J, J, BLOCK, BLOCK)
         W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, False)
@@ -193,7 +193,7 @@ def _jvp_remainder(out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.const
     rows = _rows(source, J, BLOCK) if TRANSPOSED else _rows(source, i, ROWS)
     W = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
     total = field.constant_like(W, 0.0)
-    for first in tl.range(0, J, 16, disable_licm=BLOCK == 32):
+    for first in tl.range(0, J, 16, disable_licm=True):
         c = _opaque(first, out[2])
         dL = blocks.load(out, i, c, ROWS, 16, TRANSPOSED)
         U = blocks.load(LU, c, J, 16, BLOCK, TRANSPOSED)
@@ -210,7 +210,7 @@ def _jvp_side(
     LU,
     E,
     source,
-    dU11,
+    dB11,
     J,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -218,9 +218,10 @@ def _jvp_side(
 ):
     """Finds dL21."""
     shape = out[2]
-    for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=BLOCK == 32):
+    for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=True):
         i = _opaque(first, shape)
         W = _jvp_remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED)
+        dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
         W = field.subtract(W, field.dot(blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11))
         U_inverse = _load_inverse(out, J, None, BLOCK, TRANSPOSED)
         blocks.store(out, field.dot(W, U_inverse), i, J, TRANSPOSED)
@@ -230,17 +231,15 @@ def _jvp_side(
 def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     shape = out[2]
     _store_inverses(out, LU, None, BLOCK)
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=BLOCK == 32):
+    for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=True):
         J = _opaque(first, shape)
         W11 = _jvp_remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False)
         B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
         U_inverse = _load_inverse(out, J, None, BLOCK, False)
         L_inverse = layout.transpose(_load_inverse(out, J, None, BLOCK, True))
         dB11 = blocks.jvp(B11, L_inverse, U_inverse, W11)
-        dU11 = blocks.upper(dB11)
-        dL11 = blocks.strictly_lower(dB11)
-        _jvp_side(out, LU, E, source, dU11, J, BLOCK, ROWS, False)
-        _jvp_side(out, LU, E, source, layout.transpose(dL11), J, BLOCK, ROWS, True)
+        _jvp_side(out, LU, E, source, dB11, J, BLOCK, ROWS, False)
+        _jvp_side(out, LU, E, source, dB11, J, BLOCK, ROWS, True)
         tl.debug_barrier()
         blocks.store(out, dB11, J, J)
         tl.debug_barrier()
@@ -277,21 +276,28 @@ def jvp_tile_kernel(
     )
 
 
-def vjp(out, LU, pivots, G, *, block, rows, num_warps):
-    """`warp.vjp` for m or n from 33 to 128, with diagonal blocks of `block`, `rows` taken at a time: each 16 or 32."""
-    _launch(vjp_tile_kernel, out, LU, pivots, G, block, rows, num_warps)
+def vjp(out, LU, pivots, G, **options):
+    """`warp.vjp` for m or n from 33 to 128. Options:
+
+    block: the width of the diagonal blocks, 16 or 32.
+    rows: how many are taken at a time, 16 or 32.
+    registers: that a thread may have, at most.
+    num_warps
+    """
+    _launch(vjp_tile_kernel, out, LU, pivots, G, **options)
 
 
-def jvp(out, LU, pivots, E, *, block, rows, num_warps):
-    """`warp.jvp` for m or n from 33 to 128, with diagonal blocks of `block`, `rows` taken at a time: each 16 or 32."""
-    _launch(jvp_tile_kernel, out, LU, pivots, E, block, rows, num_warps)
+def jvp(out, LU, pivots, E, **options):
+    """`warp.jvp` for m or n from 33 to 128. Options are those of `vjp`."""
+    _launch(jvp_tile_kernel, out, LU, pivots, E, **options)
 
 
-def _launch(kernel, out, LU, pivots, x, block, rows, num_warps):
+def _launch(kernel, out, LU, pivots, x, *, block, rows, registers, num_warps):
     if out.numel() == 0:
         return
     N = launch.power_of_two(max(out.shape[-2:]))
     args, constants = launch.arguments(out, LU, pivots, x, N)
     del constants["RAGGED"]  # the kernels test every access
     constants |= {"N": N, "BLOCK": block, "ROWS": rows}
-    launch.run(kernel, out.shape[:-2].numel(), args, constants, num_warps=num_warps, num_stages=1)
+    options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": registers}
+    launch.run(kernel, out.shape[:-2].numel(), args, constants, **options)

@@ -8,8 +8,9 @@
     G, E    [*batch, m, n]  the upstream gradient; the change of the matrix
     out     [*batch, m, n]
 
-Real and complex, any strides. Every matrix is completed with an identity to N x N, N the next power of two: L is then
-m x m and U is n x n, and the m x n corner of the result is the answer.
+Real and complex, any strides, but offsets inside a matrix must be below 2^31, counted in reals. Every matrix is
+completed with an identity to N x N, N the next power of two: L is then m x m and U is n x n, and the m x n corner of
+the result is the answer.
 
 Grid: one axis, `MATRICES` matrices per program. The maps are evaluated as they stand, by shuffles: what has U in it by
 columns, what has L in it by rows, with one exchange of lanes and registers on the way there and one on the way back.

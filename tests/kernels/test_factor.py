@@ -276,11 +276,12 @@ def test_same_bits_in_any_batch(shape, dtype):
     assert_same(run(A[3:4], matrices=1), [x[3:4] for x in together])
 
 
-def test_64_bit_offsets():
-    """The last entry lies 2^31 entries after the first, although every stride is below 2^31. (Memory that is never
-    touched is not occupied.)"""
+def test_far_entries():
+    """The last entry lies 2^31 entries after the first, although every stride is below 2^31, or inside a matrix just
+    below 2^31. (Memory that is never touched is not occupied.)"""
     storage = torch.empty(2**31 + 1, dtype=torch.float32)
-    for shape, strides in ((3, 1, 1), (2**30, 1, 1)), ((1, 3, 1), (1, 2**30, 1)), ((1, 1, 3), (1, 1, 2**30)):
+    far = 2**31 - 1
+    for shape, strides in ((3, 1, 1), (2**30, 1, 1)), ((1, 2, 1), (1, far, 1)), ((1, 1, 2), (1, 1, far)):
         A = torch.randn(shape)
         _, pivots, infos = outputs(A)
         out = storage.as_strided(shape, strides)

@@ -32,7 +32,7 @@ def run(name, LU, pivots, X, out=None, matrices=2):
     out.fill_(torch.nan)
     if max(X.shape[1:]) > 32:
         block, rows = {torch.float32: (16, 32), torch.float64: (32, 32)}.get(X.dtype, (16, 16))
-        getattr(tile, name)(out, LU, pivots, X, block=block, rows=rows, num_warps=1)
+        getattr(tile, name)(out, LU, pivots, X, block=block, rows=rows, registers=255, num_warps=1)
     else:
         getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=1)
     return out
@@ -189,16 +189,16 @@ def test_same_bits_in_any_batch(name, shape, dtype):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_64_bit_offsets(name):
-    """The last entry lies 2^31 entries after the first, although every stride is below 2^31. (Memory that is never
-    touched is not occupied.)"""
+def test_far_entries(name):
+    """The last entry lies 2^31 entries after the first, although every stride is below 2^31, or inside a matrix just
+    below 2^31. (Memory that is never touched is not occupied.)"""
     storage = torch.empty(2**31 + 1, dtype=torch.float32)
     for shape, strides in (
         ((3, 1, 1), (2**30, 1, 1)),
-        ((1, 3, 1), (1, 2**30, 1)),
-        ((1, 1, 3), (1, 1, 2**30)),
-        ((1, 33, 2), (1, 2**26 - 1, 2**5)),
-        ((1, 2, 33), (1, 2**5, 2**26 - 1)),
+        ((1, 2, 1), (1, 2**31 - 1, 1)),
+        ((1, 1, 2), (1, 1, 2**31 - 1)),
+        ((1, 33, 2), (1, 2**26 - 1, 2**5 - 1)),
+        ((1, 2, 33), (1, 2**5 - 1, 2**26 - 1)),
     ):
         LU, pivots, X = problem(*shape, torch.float32)
         out = storage.as_strided(X.shape, strides)
@@ -206,11 +206,17 @@ def test_64_bit_offsets(name):
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_strides_of_complex_numbers_that_are_longer_in_reals(name):
-    """The last entry lies 2^31 reals after the first, although strides count numbers and are below 2^31."""
-    storage = torch.empty(2**30 + 1, dtype=torch.complex64)
-    for shape in (2, 1, 1), (1, 2, 1), (1, 1, 2):
-        LU, pivots, X = problem(*shape, torch.complex64)
-        far = storage.as_strided(shape, [2**30 if size == 2 else 1 for size in shape]).copy_(X)
+def test_entries_too_far_for_the_kernels(name):
+    """The operators copy a matrix whose last entry lies 2^31 reals after the first."""
+    real, complex_ = torch.empty(2**31 + 1), torch.empty(2**30 + 1, dtype=torch.complex64)
+    for storage, shape in (
+        (real, (1, 3, 1)),
+        (real, (1, 1, 3)),
+        (complex_, (2, 1, 1)),
+        (complex_, (1, 2, 1)),
+        (complex_, (1, 1, 2)),
+    ):
+        LU, pivots, X = problem(*shape, storage.dtype)
+        far = storage.as_strided(shape, [1 if size == 1 else 2**30 for size in shape]).copy_(X)
         with triton_lu.backend("triton"):
             assert_agrees(getattr(torch.ops.triton_lu, name)(LU, pivots, far), name, LU, pivots, X)
