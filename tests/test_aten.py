@@ -28,7 +28,7 @@ def test_maps_of_gaussian_matrices(name, size, dtype):
     computed = getattr(aten, name)(LU, pivots, X)
     expected = getattr(reference, name)(LU, pivots, X)
     assert reference.relative_error(computed, expected) < reference.tolerance(dtype, max(size))
-    assert computed.is_contiguous()
+    assert (computed if name == "vjp" else computed.mT).is_contiguous()
 
 
 @pytest.mark.parametrize(

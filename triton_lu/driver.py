@@ -10,7 +10,7 @@ from triton_lu_kernels import permutation as permutation_kernel
 from triton_lu_kernels import sweep, tile, warp
 
 from triton_lu import plan
-from triton_lu.storage import empty_factors, empty_row_major
+from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,12 +25,12 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
-    return _map("vjp", LU, pivots, G)
+    return _map("vjp", empty_row_major(G), LU, pivots, G)
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹."""
-    return _map("jvp", LU, pivots, E)
+    return _map("jvp", empty_column_major(E), LU, pivots, E)
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
@@ -41,9 +41,8 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     return order
 
 
-def _map(name: str, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
+def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
-    out = empty_row_major(X)
     arguments = (out, _within_32_bits(LU), pivots, _within_32_bits(X))
     regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
     if isinstance(chosen, plan.Blocked):

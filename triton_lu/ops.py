@@ -1,7 +1,8 @@
 """The operators `torch.ops.triton_lu.*`: schemas, shapes for tracing, implementations, batching and autocast rules.
 
 Operators are opaque to compilers: one node in a graph, whatever number of kernels they launch. Derivatives are
-registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, every other matrix result row-major.
+registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD
+would copy otherwise; the gradient is row-major.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor
 from triton_lu import aten, plan
 from triton_lu.backend import current
 from triton_lu.precision import full_precision
-from triton_lu.storage import empty_factors, empty_row_major
+from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
 
 _library = torch.library.Library("triton_lu", "DEF")
 
@@ -39,8 +40,12 @@ def _factor_shapes(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tenso
     return empty_factors(A)
 
 
-def _map_shapes(LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
-    return empty_row_major(X)
+def _vjp_shapes(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
+    return empty_row_major(G)
+
+
+def _jvp_shapes(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
+    return empty_column_major(E)
 
 
 def _permutation_shapes(pivots: Tensor, m: int) -> Tensor:
@@ -53,8 +58,8 @@ def _check_shapes(infos: Tensor, name: str) -> None:
 
 _shapes: dict[str, Callable[..., Any]] = {
     "factor": _factor_shapes,
-    "vjp": _map_shapes,
-    "jvp": _map_shapes,
+    "vjp": _vjp_shapes,
+    "jvp": _jvp_shapes,
     "permutation": _permutation_shapes,
     "check": _check_shapes,
 }

@@ -46,7 +46,7 @@ def _rows(order, first, ROWS: tl.constexpr):
 def _opaque(index, shape):
     """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it.
 
-    With it the kernel of jvp spills 160 bytes less in float64, and 620 in complex64.
+    With it the kernel of jvp spills 160 bytes less in float32, and 216 in float64.
     """
     return tl.multiple_of(index | (shape[0] >> 31), 16)
 
