@@ -167,17 +167,17 @@ class Tile:
     estimates leave out; vjp, jvp:
 
                           255 registers              168 registers
-        float32    64     1.87   0    1.83   0       1.44  16    1.52 152
-        float32   128     2.17   0    2.28   0       2.17  16    2.28 168
-        float64    64     1.62   0    1.62  64       1.62   0    1.62  40
-        complex64  64     2.27  32    2.08 176       1.62 440    1.62 688
-        complex64 128     3.29  32    2.93 176       2.64 464    2.64 696
+        float32    64     1.87   0    1.87   0       1.44  16    1.52  88
+        float32   128     2.17   0    2.28   0       2.17  16    2.28 120
+        float64    64     1.62   0    1.62 272       1.62   0    1.62  24
+        complex64  64     2.27  32    2.07  88       1.62 440    1.62 624
+        complex64 128     3.29  32    2.90  80       2.64 464    2.64 640
 
-    Of what float32 spills nothing is stored in a loop over rows or terms. (Triton 3.9: 0 and 40 bytes.) In complex64
-    the stacks of twelve programs would fill the L1 cache.
+    Of what float32 spills nothing is stored in a loop over rows or terms. In complex64 the stacks of twelve programs
+    would fill the L1 cache.
 
     In float64 blocks of 32 read less than blocks of 16: 1.65 instead of 2.6 at n = 128, with stacks of 144 bytes in vjp
-    and 216 in jvp; at 64 they take 1.40 (A100: 1.7 instead of 1.2). In float32 and complex64 two warps with blocks of
+    and 256 in jvp; at 64 they take 1.40 (A100: 1.7 instead of 1.2). In float32 and complex64 two warps with blocks of
     32 take 2.5 and 2.9 at n = 128 (vjp), and one warp, in float32, 1.65, with a stack of 648 bytes.
     """
 
@@ -200,16 +200,16 @@ class Blocked:
     the times of all launches, without what lies between them, and their number; and the time of the fewest bytes:
 
                     vjp                         jvp
-        float32     255, 104     71 µs /  8     255, 80      76 µs /  8      15 µs
-        float64     255, 272    109 µs /  8     255, 272    117 µs /  8      30 µs
-        complex64   255, 328    215 µs / 16     255, 936    233 µs / 16      30 µs
-        complex128  255, 40     316 µs / 16     255, 72     342 µs / 16      60 µs
+        float32     197, 0       70 µs /  8     252, 0       76 µs /  8      15 µs
+        float64     255, 8      108 µs /  8     255, 224    118 µs /  8      30 µs
+        complex64   255, 344    208 µs / 16     255, 544    227 µs / 16      30 µs
+        complex128  254, 48     311 µs / 16     254, 16     340 µs / 16      60 µs
 
     Latency limits the launches with few programs, shared memory and L2 the others. Blocks of half the width in float32
     and float64 spill 4 bytes at most in vjp and take 108 and 139 µs, in twice as many launches. Twice as many warps
     spill next to nothing, and repeat each other's work: 95 µs in float32, 389 in complex128. What is spilled is spilled
     once per program, in the products of whole blocks, whose factors take most registers. For sm_80, whose products keep
-    both factors in registers, float32 has stacks of 1008 bytes in vjp and 200 in jvp. The solves are products with
+    both factors in registers, float32 has stacks of 936 bytes in vjp and 224 in jvp. The solves are products with
     inverses, and diagonal blocks products of whole blocks: the operations at n = 512 are 1.31 (float32), 1.27, 1.17 and
     1.14 times 4/3 n³.
 
@@ -246,14 +246,15 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Col
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
-    64: 1.8 / 1.6 / 2.0 / 1.7;  128: 2.3 / 1.7 / 2.7 / 2.6, of the L2 cache, as if L1 served none of what is read again;
+    64: 1.5 / 1.6 / 2.0 / 1.7;  128: 2.3 / 1.7 / 2.6 / 2.6, of the L2 cache, as if L1 served none of what is read again;
     factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.2 / 1.7;  64: 2.2 / – / – / –.
 
     Measured for vjp, over a copy, on an H100 with Triton 3.6: 4: 1.1 / 1.0 / 1.0 / 1.0;  8: 1.2 / 1.1 / 1.2 / 1.0;
-    16: 1.6 / 1.5 / 2.0 / –;  32: 2.2 / 1.5 / 4.6 / –;  64: 4.2 / 2.7 / 4.7 / –;  128: 6.6 / 4.3 / 7.2 / –. With two or
-    three warps each, schedulers issue an instruction in every second to fifth cycle: they wait longer than estimated,
-    from 32×32 on by about 40 cycles (32 to 47, in most) for every 128 bytes of code that a warp runs through. As if
-    each came from behind the first instruction cache: programs have 50 to 140 KiB, and warps are at different places.
+    16: 1.6 / 1.5 / 2.0 / –;  32: 2.2 / 1.5 / 4.6 / –;  64: 4.2 / 2.7 / 4.7 / –;  128: 6.6 / 4.3 / 7.2 / – (tiles with
+    255 registers and offsets of 64 bits). With two or three warps each, schedulers issue an instruction in every second
+    to fifth cycle: they wait longer than estimated, from 32×32 on by about 40 cycles (32 to 47, in most) for every 128
+    bytes of code that a warp runs through. As if each came from behind the first instruction cache: programs have 50 to
+    140 KiB, and warps are at different places.
 
     Larger factorizations are ATen's. A kernel that deals the columns to 2 or 4 warps would take an estimated 332 µs for
     4096 of 64×64 in float64, 4.1 times the traffic, and (unchecked) 1.1 ms for 4096 of 128×128 in float32, 7 times:
