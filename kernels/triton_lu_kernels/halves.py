@@ -162,6 +162,6 @@ def _launch(kernel, out, LU, pivots, x, num_warps):
     args, constants = launch.arguments(out, LU, pivots, x, 32)
     options = {"num_warps": num_warps}
     if out.dtype == torch.float32:
-        # With 168 registers twelve one-warp programs fit on a multiprocessor instead of eight; at most 10 are spilled.
+        # With 168 registers twelve one-warp programs fit on a multiprocessor instead of eight; at most 18 are spilled.
         options["maxnreg"] = 168
     launch.run(kernel, out.shape[:-2].numel(), args, constants, **options)

@@ -37,7 +37,7 @@ def run(name, LU, pivots, X, out=None, **options):
     ("shape", "dtype"), [((4, 4), torch.complex64), ((20, 31), torch.float64), ((40, 35), torch.float32)], ids=str
 )
 def test_another_layout_of_the_result(name, shape, dtype):
-    """By columns, which the operators do not ask for."""
+    """By columns, which the operators ask for in jvp only."""
     args = problem(3, *shape, dtype)
     out, _ = run(name, *args, by_column(torch.empty_like(args[2])), target="sm_80", explicit_barriers=True)
     assert_agrees(out, name, *args)
