@@ -1,30 +1,34 @@
 """Derivatives of the factorization and of its derivatives, to every order.
 
-With A = P L U, B = L and U packed, and for fixed (B, P), three maps are closed under differentiation:
+With A = P L U, B = L and U packed, two maps are linear in their argument and each other's adjoints:
 
-    vjp:       G ↦ P X,   X = L⁻ᴴ Φ U⁻ᴴ,   Φ = tril(Lᴴ G, -1) + triu(G Uᴴ)
-    jvp:       E ↦ L tril(M, -1) + triu(M) U,   M = L⁻¹ (Pᵀ E) U⁻¹
-    curvature: (G, V) ↦ ∂/∂B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩
+    vjp: G ↦ P X,   X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ
+    jvp: E ↦ D,     D = dL and dU packed, the first-order change of B with E: Pᵀ E = dL U + L dU
 
-`vjp` and `jvp` are operators, linear in their argument and each other's adjoints: the derivative of either with respect
-to its argument is itself, and pulling back through it is the other. Their derivatives with respect to B, `curvature`
-backwards and the two tangents forwards, are written below in differentiable operations, so that every further order
-exists too. P comes from discrete pivots and does not vary.
+P comes from discrete pivots and does not vary. So the derivative of either operator with respect to its argument is
+itself, and pulling back through it is the other. With respect to B, along δB = δL and δU packed, for a fixed E
+
+    0 = δ(dL U + L dU) = (δdL U + L δdU) + (dL δU + δL dU),   so that   δD = -jvp(P (dL δU + δL dU)).
+
+Re⟨D, G⟩ = Re⟨E, vjp(G)⟩ changes by Re⟨δD, G⟩ = -Re⟨dL δU + δL dU, X⟩: its gradient with respect to B is
+
+    curvature(X, D) = -tril(X dUᴴ, -1) - triu(dLᴴ X),
+
+and because that is symmetric in D and δB, δX is vjp(curvature(X, δB)). These products and the two maps are
+differentiable again, and so every further order exists.
 """
 
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from triton_lu import ops
+from triton_lu import ops, plan
 from triton_lu.aten import row_index
 from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
 from triton_lu.precision import full_precision
-from triton_lu.triangular import add_product, columns, enlarge, rows, solve, solve_adjoint
+from triton_lu.triangular import columns, rows
 
 
 class FactorRule(DerivativeRule):
@@ -54,82 +58,63 @@ class FactorRule(DerivativeRule):
 
 
 class VjpRule(DerivativeRule):
-    """(LU, pivots, G) -> Y = vjp(G)."""
+    """(LU, pivots, G) -> Y = vjp(G) = P X."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, LU, pivots, G = inputs
-        ctx.save_for_backward(LU, pivots, G, output)
-        ctx.save_for_forward(LU, pivots, G, output)
+        _, LU, pivots, _ = inputs
+        ctx.save_for_backward(LU, pivots, output)
+        ctx.save_for_forward(LU, pivots, output)
 
     @staticmethod
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
-        LU, pivots, G, Y = ctx.saved_tensors
-        _, needs_LU, _, needs_G = ctx.needs_input_grad
+        LU, pivots, Y = ctx.saved_tensors
         with without_autocast(V), full_precision(V):
-            if not needs_LU:
-                return None, None, None, ops.jvp(LU, pivots, V)
-            order = row_order(pivots, LU)
-            step = Step(flat(LU), permute_rows(V, order))
-            LU_grad = step.curvature(flat(G), permute_rows(Y, order)).view(LU.shape)
-            return None, LU_grad, None, step.tangent().view(LU.shape) if needs_G else None
+            D = ops.jvp(LU, pivots, V)
+            LU_grad = curvature(permute_rows(Y, row_order(pivots, LU)), D) if ctx.needs_input_grad[1] else None
+            return None, LU_grad, None, D
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
-        LU, pivots, G, Y = ctx.saved_tensors
-        LU, G, Y = primal(LU), primal(G), primal(Y)
+        LU, pivots, Y = ctx.saved_tensors
+        LU, Y = primal(LU), primal(Y)
         with tangent_mode(), full_precision(Y):
-            along_LU = None if dLU is None else vjp_tangent(LU, pivots, G, Y, dLU)
-            along_G = None if dG is None else ops.vjp(LU, pivots, dG)
-            return _total(along_LU, along_G)
+            if dLU is None:
+                return ops.vjp(LU, pivots, dG)
+            change = curvature(permute_rows(Y, row_order(pivots, LU)), dLU)
+            return ops.vjp(LU, pivots, change if dG is None else change + dG)
 
 
 class JvpRule(DerivativeRule):
-    """(LU, pivots, E) -> jvp(E)."""
+    """(LU, pivots, E) -> D = jvp(E)."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, LU, pivots, E = inputs
-        ctx.save_for_backward(LU, pivots, E)
-        ctx.save_for_forward(LU, pivots, E)
+        _, LU, pivots, _ = inputs
+        ctx.save_for_backward(LU, pivots, output)
+        ctx.save_for_forward(LU, pivots, output)
 
     @staticmethod
-    def backward(ctx: Any, H: Tensor) -> tuple[Any, ...]:
-        LU, pivots, E = ctx.saved_tensors
-        with without_autocast(H), full_precision(H):
-            E_grad = ops.vjp(LU, pivots, H)
-            if not ctx.needs_input_grad[1]:
-                return None, None, None, E_grad
-            order = row_order(pivots, LU)
-            step = Step(flat(LU), permute_rows(E, order))
-            return None, step.curvature(flat(H), permute_rows(E_grad, order)).view(LU.shape), None, E_grad
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        LU, pivots, D = ctx.saved_tensors
+        with without_autocast(G), full_precision(G):
+            Y = ops.vjp(LU, pivots, G)
+            LU_grad = curvature(permute_rows(Y, row_order(pivots, LU)), D) if ctx.needs_input_grad[1] else None
+            return None, LU_grad, None, Y
 
     @staticmethod
     def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
-        LU, pivots, E = ctx.saved_tensors
-        LU, E = primal(LU), primal(E)
-        with tangent_mode(), full_precision(E):
-            along_LU = None if dLU is None else jvp_tangent(LU, pivots, E, dLU)
-            along_E = None if dE is None else ops.jvp(LU, pivots, dE)
-            return _total(along_LU, along_E)
-
-
-def _total(*terms: Tensor | None) -> Tensor:
-    return reduce(add, (term for term in terms if term is not None))
+        LU, pivots, D = ctx.saved_tensors
+        LU, D = primal(LU), primal(D)
+        with tangent_mode(), full_precision(D):
+            if dLU is None:
+                return ops.jvp(LU, pivots, dE)
+            change = permute_rows(second_change(D, dLU), row_order(pivots, LU).argsort())
+            return ops.jvp(LU, pivots, -change if dE is None else dE - change)
 
 
 for _op, _rule in ((ops.factor, FactorRule), (ops.vjp, VjpRule), (ops.jvp, JvpRule)):
     ops._library.impl(_op._schema.name.partition("::")[2], autograd_key(_op, _rule), "Autograd")
-
-
-# Derivatives of the two maps with respect to B, for batches of matrices [batch, m, n]. L and U are completed to
-# squares where A is not (`triangular.py`); only the m×n corner of each result counts, and `rows` and `columns` take
-# the parts of the factors that reach it.
-
-
-def flat(X: Tensor) -> Tensor:
-    """X as [batch, m, n]."""
-    return X.reshape(X.shape[:-2].numel(), *X.shape[-2:])
 
 
 def row_order(pivots: Tensor, LU: Tensor) -> Tensor:
@@ -138,82 +123,41 @@ def row_order(pivots: Tensor, LU: Tensor) -> Tensor:
 
 
 def permute_rows(Y: Tensor, order: Tensor) -> Tensor:
-    """Pᵀ Y as [batch, m, n]."""
-    *_, m, n = Y.shape
-    batch = Y.shape[:-2].numel()
-    return Y.reshape(batch * m, n).index_select(0, order).view(batch, m, n)
+    """The rows of the whole batch Y in that order: Pᵀ Y."""
+    return Y.reshape(Y.shape[:-1].numel(), Y.shape[-1]).index_select(0, order).view(Y.shape)
 
 
-class Step:
-    """A first-order step E of Pᵀ A, from which the derivatives with respect to B follow: M = L⁻¹ E U⁻¹.
-
-    What counts of tril(M, -1) are its first k columns, `lower`, and of triu(M) its first k rows, `upper`.
-    """
-
-    def __init__(self, LU: Tensor, E: Tensor):
-        self.m, self.n = E.shape[-2:]
-        self.k = k = min(self.m, self.n)
-        self.L, self.U = columns(LU, 0, k).tril(-1), rows(LU, 0, k).triu()  # L without its diagonal of ones
-        self.MU = solve(LU, E, unit=True)
-        self.M = solve(LU.mT, self.MU.mT, unit=False).mT
-        self.lower, self.upper = columns(self.M, 0, k).tril(-1), rows(self.M, 0, k).triu()
-
-    def tangent(self) -> Tensor:
-        """L tril(M, -1) + triu(M) U: the jvp of E."""
-        return self.recompose(self.lower, self.upper)
-
-    def recompose(self, lower: Tensor, upper: Tensor) -> Tensor:
-        """L lower + upper U."""
-        m, n, k = self.m, self.n, self.k
-        dL = enlarge(add_product(lower, self.L, rows(lower, 0, k)), m, n)
-        if n > k:
-            dL = dL + pad(columns(upper, k, n), (k, 0))
-        top = add_product(rows(dL, 0, k), columns(upper, 0, k), self.U)
-        return top if m == k else torch.cat([top, rows(dL, k, m)], -2)
-
-    def curvature(self, G: Tensor, X: Tensor) -> Tensor:
-        """The gradient with respect to B of Re⟨V, vjp(G)⟩ = Re⟨jvp(V), G⟩, with X = Pᵀ vjp(G) and E = Pᵀ V.
-
-        tril(G tril(M, -1)ᴴ - X (M U)ᴴ, -1) + triu(triu(M)ᴴ G - (L M)ᴴ X).
-        """
-        m, n, k = self.m, self.n, self.k
-        M = columns(self.M, 0, k)
-        LM = add_product(M, self.L, rows(M, 0, k))
-        dL = add_product(torch.bmm(X, rows(self.MU, 0, k).mH), columns(G, 0, k), rows(self.lower, 0, k).mH, sign=-1)
-        dU = add_product(torch.bmm(LM.mH, X), columns(self.upper, 0, k).mH, rows(G, 0, k), sign=-1)
-        below = torch.ones(m, n, dtype=torch.bool, device=G.device).tril(-1)
-        return torch.where(below, enlarge(dL, m, n), enlarge(dU, m, n))
+def factors(B: Tensor) -> tuple[Tensor, Tensor]:
+    """The strictly lower part of B and its upper part, in the shapes of L and U."""
+    k = min(B.shape[-2:])
+    return columns(B, 0, k).tril(-1), rows(B, 0, k).triu()
 
 
-def vjp_tangent(LU: Tensor, pivots: Tensor, G: Tensor, Y: Tensor, dLU: Tensor) -> Tensor:
-    """The tangent along dB of Y = vjp(G): P X', from differentiating Lᴴ X Uᴴ = Φ.
-
-    X' = L⁻ᴴ (Φ' U⁻ᴴ - dLᴴ X) - X dUᴴ U⁻ᴴ,  Φ' = tril(dLᴴ G, -1) + triu(G dUᴴ).
-    """
-    m, n = G.shape[-2:]
-    k = min(m, n)
-    order = row_order(pivots, LU)
-    shape, LU, G, X, dLU = G.shape, flat(LU), flat(G), permute_rows(Y, order), flat(dLU)
-    dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
-    Phi = enlarge((dL.mH @ G).tril(-1), m, n) + enlarge((G @ dU.mH).triu(), m, n)
-    Phi_U = solve_adjoint(LU.mT, Phi.mT, unit=False).mT
-    XdU_U = solve_adjoint(LU.mT, enlarge(X @ dU.mH, m, n).mT, unit=False).mT
-    dX = solve_adjoint(LU, Phi_U - enlarge(dL.mH @ X, m, n), unit=True) - XdU_U
-    return permute_rows(dX, order.argsort()).view(shape)
+def curvature(X: Tensor, D: Tensor) -> Tensor:
+    """-tril(X dUᴴ, -1) - triu(dLᴴ X), of the shape of X."""
+    m, n = X.shape[-2:]
+    dL, dU = factors(D)
+    L_grad = lower_product(X, dU.mH).tril_(-1)
+    U_grad = lower_product(X.mH, dL).tril_().mH
+    return enlarge(L_grad, m, n).add_(enlarge(U_grad, m, n)).neg_()
 
 
-def jvp_tangent(LU: Tensor, pivots: Tensor, E: Tensor, dLU: Tensor) -> Tensor:
-    """The tangent of jvp(E) along dB.
+def lower_product(A: Tensor, T: Tensor) -> Tensor:
+    """A T on and below the diagonal, where T has zeros above it; what stands above the diagonal of the result is not."""
+    k = T.shape[-1]
+    width = plan.triangle_panel(k, T.device.type)
+    if width == k:
+        return A @ T
+    panels = (pad(A[..., j:, j:] @ T[..., j:, j : j + width], (0, 0, j, 0)) for j in range(0, k, width))
+    return torch.cat([*panels], -1)
 
-    dL tril(M, -1) + L tril(M', -1) + triu(M') U + triu(M) dU,  M' = -L⁻¹ dL M - M dU U⁻¹.
-    """
-    m, n = E.shape[-2:]
-    k, shape = min(m, n), E.shape
-    step = Step(flat(LU), permute_rows(E, row_order(pivots, LU)))
-    LU, dLU = flat(LU), flat(dLU)
-    dL, dU = columns(dLU, 0, k).tril(-1), rows(dLU, 0, k).triu()
-    M_rows, M_columns = rows(step.M, 0, k), columns(step.M, 0, k)
-    dM = -solve(LU, dL @ M_rows, unit=True) - solve(LU.mT, (M_columns @ dU).mT, unit=False).mT
-    tangent = step.recompose(columns(dM, 0, k).tril(-1), rows(dM, 0, k).triu())
-    explicit = enlarge(dL @ rows(step.lower, 0, k), m, n) + enlarge(columns(step.upper, 0, k) @ dU, m, n)
-    return (tangent + explicit).view(shape)
+
+def second_change(D: Tensor, dB: Tensor) -> Tensor:
+    """dL δU + δL dU."""
+    (dL, dU), (other_dL, other_dU) = factors(D), factors(dB)
+    return dL @ other_dU + other_dL @ dU
+
+
+def enlarge(Y: Tensor, m: int, n: int) -> Tensor:
+    """Y with zero rows and columns added up to [..., m, n]."""
+    return Y if Y.shape[-2:] == (m, n) else pad(Y, (0, n - Y.shape[-1], 0, m - Y.shape[-2]))
