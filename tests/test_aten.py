@@ -31,17 +31,33 @@ def test_maps_of_gaussian_matrices(name, size, dtype):
     assert (computed if name == "vjp" else computed.mT).is_contiguous()
 
 
-@pytest.mark.parametrize(
-    "sweep", [(1, 1), (2, 2), (2, 6), (2, 99), (2, 10), (5, 5), (8, 8), (13, 13), (64, 64)], ids=str
-)
-@pytest.mark.parametrize("shape", [(13, 13), (4, 13, 13), (3, 17, 9), (3, 9, 17), (9, 17)], ids=str)
-def test_every_sweep_gives_the_same_maps(sweep, shape, monkeypatch):
-    monkeypatch.setattr(plan, "sweep", lambda *problem: plan.Sweep(*sweep))
+def assert_maps(shape):
     LU, pivots, _ = torch.linalg.lu_factor_ex(torch.randn(shape, dtype=torch.complex128))
     X = torch.randn(shape, dtype=torch.complex128)
     for name in ("vjp", "jvp"):
         computed = getattr(aten, name)(LU, pivots, X)
         assert reference.relative_error(computed, getattr(reference, name)(LU, pivots, X)) < 1e-12
+
+
+@pytest.mark.parametrize("sweep", [(2, 2), (2, 6), (2, 99), (2, 10), (5, 5), (8, 8), (13, 13), (64, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(13, 13), (4, 13, 13), (3, 17, 9), (3, 9, 17), (9, 17)], ids=str)
+def test_every_sweep_gives_the_same_maps(sweep, shape, monkeypatch):
+    monkeypatch.setattr(plan, "small", lambda *problem: None)
+    monkeypatch.setattr(plan, "sweep", lambda *problem: plan.Sweep(*sweep))
+    assert_maps(shape)
+
+
+@pytest.mark.parametrize("shape", [(13, 13), (1, 17, 9), (1, 1, 9, 17), (1, 7), (7, 1)], ids=str)
+def test_one_small_matrix(shape):
+    assert plan.small(1, *shape[-2:], "cpu") == "block"
+    assert_maps(shape)
+
+
+@pytest.mark.parametrize("shape", [(4, 13, 13), (3, 17, 9), (3, 9, 17), (10, 12, 4, 4)], ids=str)
+def test_columns_of_a_batch(shape, monkeypatch):
+    monkeypatch.setattr(plan, "small", lambda *problem: "columns")
+    monkeypatch.setattr(plan, "CACHED", 500)
+    assert_maps(shape)
 
 
 def torch_vjp(LU, pivots, G):

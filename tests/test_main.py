@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, and how it exits."""
 
+import math
 import os
 import signal
 import subprocess
@@ -174,7 +175,7 @@ def test_row(dtype, shape):
     assert judge == ("PyTorch" if dtype in (torch.float64, torch.complex128) else "double")
     assert " ms\nratio " in time
     assert "\nratio " in memory
-    assert served.startswith("ATen sweep\nblocks ")
+    assert served.startswith("ATen sweep\nblocks " if math.prod(shape[:-2]) > 1 else "NumPy\none block")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -197,7 +198,8 @@ def test_served_by_says_which_plan_serves():
         assert accuracy.served_by(torch.empty(5, 8, 8)) == "Triton kernel, warp"
     with triton_lu.backend("aten"):
         assert accuracy.served_by(torch.empty(5, 8, 8)) == "ATen sweep, blocks 8"
-        assert accuracy.served_by(torch.empty(1000, 8, 8)) == "ATen sweep, blocks 1"
+        assert accuracy.served_by(torch.empty(1000, 8, 8)) == "NumPy, column by column"
+        assert accuracy.served_by(torch.empty(8, 8)) == "NumPy, one block"
         assert accuracy.served_by(torch.empty(512, 512)) == "ATen sweep, blocks 96"
 
 

@@ -15,8 +15,15 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 def test_every_problem_has_a_sweep():
     for device, batch, m, n in itertools.product(("cpu", "cuda"), BATCHES, SIZES, SIZES):
         sweep = plan.sweep(batch, m, n, torch.float32, device)
-        assert 1 <= sweep.block <= max(sweep.span, min(m, n), 2)
-        assert sweep.block > 1 or (batch > 1 and device == "cpu")  # in NumPy
+        assert 2 <= sweep.block <= max(sweep.span, min(m, n), 2)
+
+
+def test_small_problems_are_small():
+    assert {plan.small(batch, m, n, "cuda") for batch, m, n in itertools.product(BATCHES, SIZES, SIZES)} == {None}
+    for batch, m, n in itertools.product(BATCHES, SIZES, SIZES):
+        form = plan.small(batch, m, n, "cpu")
+        assert (form == "block") == (batch == 1 and max(m, n) <= 64)
+        assert form != "columns" or (batch > 1 and max(m, n) <= 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)

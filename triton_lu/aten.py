@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import plan
+from triton_lu import plan, small
 from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
-from triton_lu.triangular import columns, rows
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,11 +98,7 @@ def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: in
     """By their definition, one exchange after the other in Python."""
     numbers: list[int] = []
     for matrix, chosen in enumerate(pivots.tolist()):
-        order = list(range(matrix * stride, matrix * stride + m))
-        for i in steps:
-            j = chosen[i] - 1
-            order[i], order[j] = order[j], order[i]
-        numbers += order
+        numbers += small.exchange_([*range(matrix * stride, matrix * stride + m)], chosen, steps)
     return torch.from_numpy(np.array(numbers, dtype=np.int64))  # torch.tensor takes four times as long
 
 
@@ -146,11 +141,19 @@ def _follow_links(pivots: Tensor, m: int) -> Tensor:
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
-    X = empty_row_major(G).copy_(G)
-    if X.numel() == 0:
-        return X
+    if G.numel() == 0:
+        return empty_row_major(G)
     m, n = G.shape[-2:]
-    _sweep_(X, LU, _vjp_sweep_, _vjp_scalar_sweep_)
+    batch = G.shape[:-2].numel()
+    form = plan.small(batch, m, n, G.device.type)
+    if form == "block":
+        return small.vjp(LU, pivots, G)
+    X = empty_row_major(G).copy_(G)
+    if form == "columns":
+        small.sweep_(X, LU, small.vjp_columns_)
+    else:
+        shape = (m, n) if batch == 1 else (batch, m, n)
+        _vjp_sweep_(X.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, X.dtype, X.device.type))
     origin = _permutation_of_batch(pivots, m, inverse=True)
     flat = X.view(-1, n)
     if n <= plan.PANEL:
@@ -166,31 +169,20 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
-    dB = empty_column_major(E)
-    if dB.numel() == 0:
-        return dB
+    if E.numel() == 0:
+        return empty_column_major(E)
     m, n = E.shape[-2:]
+    batch = E.shape[:-2].numel()
+    form = plan.small(batch, m, n, E.device.type)
+    if form == "block":
+        return small.jvp(LU, pivots, E)
     W = torch.index_select(E.reshape(-1, n), 0, _permutation_of_batch(pivots, m)).view(E.shape)
-    _sweep_(W, LU, _jvp_sweep_, _jvp_scalar_sweep_)  # by columns it would take up to 1.6 times as long
-    return dB.copy_(W)
-
-
-def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[..., None], scalar_: Callable[..., None]) -> None:
-    """The sweep of X in place, as planned: by blocks, or for batches of small matrices column by column."""
-    m, n = X.shape[-2:]
-    batch = X.numel() // (m * n)
-    sweep = plan.sweep(batch, m, n, X.dtype, X.device.type)
-    if sweep.block > 1:
+    if form == "columns":
+        small.sweep_(W, LU, small.jvp_columns_)
+    else:
         shape = (m, n) if batch == 1 else (batch, m, n)
-        blocked_(X.view(shape), LU.reshape(shape), sweep)
-        return
-    matrices, factors = X.view(batch, m, n), LU.detach().resolve_conj().reshape(batch, m, n)
-    at_once = plan.CACHED // (m * n)
-    for W, B in zip(matrices.split(at_once), factors.split(at_once), strict=True):
-        batch_last = W.numpy().transpose(1, 2, 0).copy()
-        with np.errstate(all="ignore"):
-            scalar_(batch_last, B.numpy().transpose(1, 2, 0).copy())
-        W.numpy()[:] = batch_last.transpose(2, 0, 1)
+        _jvp_sweep_(W.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, W.dtype, W.device.type))
+    return empty_column_major(E).copy_(W)  # a sweep by columns would take up to 1.6 times as long
 
 
 def row_index(rows: Tensor) -> Tensor:
@@ -202,14 +194,24 @@ def row_index(rows: Tensor) -> Tensor:
     return (rows.reshape(batch, m) + first[:, None]).view(-1)
 
 
-def _blocks(start: int, stop: int, width: int) -> list[slice]:
-    """The diagonal from start to stop in blocks of that width."""
-    return [slice(i, min(i + width, stop)) for i in range(start, stop, width)]
+def rows(Y: Tensor, start: int, stop: int) -> Tensor:
+    """Y[..., start:stop, :]; Y itself, without the cost of a view, where that is all of it."""
+    return Y if stop - start == Y.shape[-2] else Y.narrow(-2, start, stop - start)
+
+
+def columns(Y: Tensor, start: int, stop: int) -> Tensor:
+    """Y[..., start:stop], likewise."""
+    return Y if stop - start == Y.shape[-1] else Y.narrow(-1, start, stop - start)
 
 
 def _part(X: Tensor, I: slice, J: slice) -> Tensor:
-    """X[..., I, J]; X itself, without the cost of a view, where that is all of it."""
+    """X[..., I, J], likewise."""
     return columns(rows(X, I.start, I.stop), J.start, J.stop)
+
+
+def _blocks(start: int, stop: int, width: int) -> list[slice]:
+    """The diagonal from start to stop in blocks of that width."""
+    return [slice(i, min(i + width, stop)) for i in range(start, stop, width)]
 
 
 def _workspace(W: Tensor, width: int) -> Tensor:
@@ -390,28 +392,3 @@ def _jvp_block_(W: Tensor, B: Tensor) -> None:
     W.triu_()
     left += T
     _add_product_(left, columns(B, 0, k).tril(-1), rows(T, 0, k))
-
-
-# Batches of small matrices: blocks of width one, for which the solves are divisions and there is no inner problem.
-# W and B are [m, n, batch], so that every operation is one pass over contiguous batches; in NumPy, where a call costs a
-# third of one in ATen.
-
-
-def _vjp_scalar_sweep_(W: np.ndarray, B: np.ndarray) -> None:
-    B = B.conj()
-    for j in reversed(range(min(W.shape[:2]))):
-        R = slice(j + 1, None)
-        S, l21, u12 = W[R, R], B[R, j], B[j, R]
-        W[j, R] -= (l21[:, None] * S).sum(0)
-        W[R, j] -= (S * u12).sum(1)
-        W[R, j] /= B[j, j]
-        W[j, j] -= (l21 * W[R, j]).sum(0)
-
-
-def _jvp_scalar_sweep_(W: np.ndarray, B: np.ndarray) -> None:
-    for j in range(min(W.shape[:2])):
-        R = slice(j + 1, None)
-        W[R, j] -= B[R, j] * W[j, j]
-        W[R, j] /= B[j, j]
-        W[R, R] -= W[R, j, None] * B[j, R]
-        W[R, R] -= B[R, j, None] * W[j, R]

@@ -25,10 +25,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from triton_lu import ops, plan
-from triton_lu.aten import row_index
+from triton_lu.aten import columns, row_index, rows
 from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
 from triton_lu.precision import full_precision
-from triton_lu.triangular import columns, rows
 
 
 class FactorRule(DerivativeRule):

@@ -19,11 +19,28 @@ CACHED = (
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
+def small(batch: int, m: int, n: int, device: str) -> str | None:
+    """How NumPy solves small problems on a CPU, where its calls are faster: in one "block" or by "columns".
+
+    A backward of one matrix takes 26 µs instead of 68 at 4×4, 42 instead of 87 at 32×32, 74 instead of 118 at 64×64.
+    From 65×65 on its products have threads, of another library than ATen's, which wait for each other.
+
+    By columns a backward of 10,000 matrices of 4×4 takes a quarter of the time of one in a block in ATen, one of 100
+    half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer.
+    """
+    largest = max(m, n)
+    if device != "cpu":
+        return None
+    if batch == 1:
+        return "block" if largest <= 64 else None
+    return "columns" if largest <= 8 and batch >= 2 * largest**2 else None
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep over the diagonal in ATen operations.
 
-    block: columns that are done at once. One: column by column, in NumPy, with the batch as the last dimension.
+    block: columns that are done at once.
     span: columns of a backward after which it solves with L, those of a block or all; see `aten._vjp_sweep_`.
     """
 
@@ -33,9 +50,6 @@ class Sweep:
 
 def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     """The sweep for `batch` matrices of m×n.
-
-    Column by column, in NumPy, a backward of 10,000 matrices of 4×4 takes a quarter of the time of one in a block, one
-    of 100 half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer.
 
     In batches LAPACK is called for every matrix by itself, and slows down by more threads than one: narrow blocks leave
     more to the products, which take the batch as a whole. Blocks of 96 columns rather than 128 keep the rows of a block
@@ -58,11 +72,8 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
         float64 4096   13.0    7.6    6.9    6.6 (6.1)   13.4
     """
     k = min(m, n)
-    largest = max(m, n)
     if device == "cuda":
         return Sweep(max(2, k) if k <= 1024 else 512, k)
-    if device == "cpu" and largest <= 8 and batch >= 2 * largest**2:
-        return Sweep(1, 1)
     block = default_block(batch, k)
     if block < k:
         block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))

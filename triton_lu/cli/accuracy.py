@@ -56,5 +56,7 @@ def served_by(A: Tensor) -> str:
     kernel = plan.kernel("vjp", m, n, A.dtype)
     if kernel and ops.by_kernel("vjp", A, A.is_cuda):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
-    block = plan.sweep(A.shape[:-2].numel(), m, n, A.dtype, A.device.type).block
-    return f"ATen sweep, blocks {min(m, n, block)}"
+    batch = A.shape[:-2].numel()
+    if small := plan.small(batch, m, n, A.device.type):
+        return "NumPy, " + {"block": "one block", "columns": "column by column"}[small]
+    return f"ATen sweep, blocks {min(m, n, plan.sweep(batch, m, n, A.dtype, A.device.type).block)}"

@@ -1,0 +1,127 @@
+"""The maps of small matrices on a CPU, in NumPy, where a call takes a third of one in ATen. Notation as in `aten.py`.
+
+For one matrix they are in one block, in the order of operations of `aten._vjp_block_` and `aten._jvp_block_`. For
+batches they are sweeps column by column: blocks of width one, for which the solves are divisions and there is no inner
+problem.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from triton_lu import plan
+
+Array = np.ndarray
+
+
+def exchange_(order: list[int], pivots: list[int], steps: Iterable[int]) -> list[int]:
+    """Those steps of a factorization exchange the entries of `order`."""
+    for i in steps:
+        j = pivots[i] - 1
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+@cache
+def _triangles(m: int, n: int) -> tuple[Array, Array, Array]:
+    """Where an m×n matrix is strictly below the diagonal; the same for its first min(m, n) columns; and where not."""
+    below = np.tri(m, n, -1, dtype=bool)
+    return below, below[:, :m], ~below[:, :m]
+
+
+def _solve_(T: Tensor, X: Array, *, left: bool, upper: bool, unit: bool = False) -> None:
+    """X = T⁻¹ X or X T⁻¹."""
+    result = torch.from_numpy(X)
+    solve_triangular(T, result, upper=upper, left=left, unitriangular=unit, out=result)
+
+
+def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
+    """`aten.vjp` of one matrix."""
+    m, n = G.shape[-2:]
+    k = min(m, n)
+    below, strict, above = _triangles(m, n)
+    W = G.numpy(force=True).reshape(m, n).copy()
+    top, left = W[:k], W[:, :k]
+    N = left.copy(order="F")
+    N1 = N[:k]
+    BH = LU.numpy(force=True).reshape(m, n).conj().T
+    BH1, BH11 = BH[:k], torch.from_numpy(BH[:k, :k])
+    with np.errstate(all="ignore"):
+        N1 += np.where(strict.T, BH1, 0) @ left
+        np.copyto(W, 0, where=below)
+        N1 -= top @ BH[:, :k]
+        np.copyto(N, 0, where=above)
+        _solve_(BH11, N, left=False, upper=False)
+        left += N
+        if m > k:
+            top -= BH1[:, k:] @ W[k:]
+        _solve_(BH11, top, left=True, upper=True, unit=True)
+    origin = exchange_([*range(m)], pivots.flatten().tolist(), range(k)[::-1])
+    return torch.from_numpy(W[origin].reshape(G.shape))
+
+
+def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
+    """`aten.jvp` of one matrix."""
+    m, n = E.shape[-2:]
+    k = min(m, n)
+    below, strict, above = _triangles(m, n)
+    order = exchange_([*range(m)], pivots.flatten().tolist(), range(k))
+    W = E.numpy(force=True).reshape(m, n).T.take(order, axis=1).T
+    top, left = W[:k], W[:, :k]
+    B = LU.numpy(force=True).reshape(m, n)
+    B11 = torch.from_numpy(B[:k, :k])
+    with np.errstate(all="ignore"):
+        _solve_(B11, top, left=True, upper=False, unit=True)
+        if m > k:
+            W[k:] -= B[k:] @ top
+        T = left.copy(order="F")
+        _solve_(B11, T, left=False, upper=True)
+        np.copyto(T, 0, where=above)
+        T1 = T[:k]
+        top -= T1 @ B[:k]
+        np.copyto(W, 0, where=below)
+        left += T
+        left += np.where(strict, B[:, :k], 0) @ T1
+    return torch.from_numpy(W.reshape(E.shape))
+
+
+def sweep_(X: Tensor, LU: Tensor, columns_: Callable[[Array, Array], None]) -> None:
+    """`vjp_columns_` or `jvp_columns_` of as many matrices at a time as a cache holds."""
+    shape = (-1, *X.shape[-2:])
+    matrices, factors = X.numpy().reshape(shape), LU.numpy(force=True).reshape(shape)
+    at_once = plan.CACHED // matrices[0].size
+    for i in range(0, len(matrices), at_once):
+        some = slice(i, i + at_once)
+        W, B = (x[some].transpose(1, 2, 0).copy() for x in (matrices, factors))
+        with np.errstate(all="ignore"):
+            columns_(W, B)
+        matrices[some] = W.transpose(2, 0, 1)
+
+
+# W and B are [m, n, batch], so that every operation is one pass over contiguous batches
+
+
+def vjp_columns_(W: Array, B: Array) -> None:
+    """`aten._vjp_sweep_`."""
+    B = B.conj()
+    for j in reversed(range(min(W.shape[:2]))):
+        R = slice(j + 1, None)
+        S, l21, u12 = W[R, R], B[R, j], B[j, R]
+        W[j, R] -= (l21[:, None] * S).sum(0)
+        W[R, j] -= (S * u12).sum(1)
+        W[R, j] /= B[j, j]
+        W[j, j] -= (l21 * W[R, j]).sum(0)
+
+
+def jvp_columns_(W: Array, B: Array) -> None:
+    """`aten._jvp_sweep_`."""
+    for j in range(min(W.shape[:2])):
+        R = slice(j + 1, None)
+        W[R, j] -= B[R, j] * W[j, j]
+        W[R, j] /= B[j, j]
+        W[R, R] -= W[R, j, None] * B[j, R]
+        W[R, R] -= B[R, j, None] * W[j, R]
