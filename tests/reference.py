@@ -1,4 +1,4 @@
-"""The three maps of a differentiable LU, written plainly: what every implementation is compared with.
+"""The maps of a differentiable LU, written plainly: what every implementation is compared with.
 
 Always in float64 or complex128, with L and U dense and completed to square, and a dense P:
 
@@ -121,3 +121,17 @@ def curvature(LU, pivots, G, V):
     lower = G @ M.tril(-1).mH - X @ (M @ U).mH
     upper = M.triu().mH @ G - (L @ M).mH @ X
     return (lower.tril(-1) + upper.triu())[..., :m, :n]
+
+
+def curvature_of_step(D, X):
+    """-tril(X dU^H, -1) - triu(dL^H X), with dL = tril(D, -1) and dU = triu(D)."""
+    m, n = D.shape[-2:]
+    D, X = completed(D, 0), completed(X, 0)
+    return -((X @ D.triu().mH).tril(-1) + (D.tril(-1).mH @ X).triu())[..., :m, :n]
+
+
+def mixed(D, dB):
+    """-(dL dU' + dL' dU), with D and dB = dL' + dU' of two steps."""
+    m, n = D.shape[-2:]
+    D, dB = completed(D, 0), completed(dB, 0)
+    return -(D.tril(-1) @ dB.triu() + dB.tril(-1) @ D.triu())[..., :m, :n]

@@ -60,6 +60,24 @@ def test_columns_of_a_batch(shape, monkeypatch):
     assert_maps(shape)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 6), (1, 7, 4), (4, 7), (3, 20, 20), (2, 3, 9, 5), (5, 9), (300, 300), (2, 300, 270)], ids=str
+)
+def test_products_of_second_derivatives(shape, dtype):
+    m, n = shape[-2:]
+    _, pivots, _ = torch.linalg.lu_factor_ex(torch.randn(shape))
+    D, X, dB = (torch.randn(shape, dtype=dtype) for _ in range(3))
+    P = reference.permutation_matrix(pivots, m, reference.double(D).dtype)
+    expected = reference.curvature_of_step(D, X)
+    computed = aten.curvature(D, pivots, (P @ reference.double(X)).to(dtype))
+    assert reference.relative_error(computed, expected) < reference.tolerance(dtype, max(m, n))
+    assert computed.is_contiguous()
+    computed = aten.mixed(D, pivots, dB)
+    assert reference.relative_error(computed, P @ reference.mixed(D, dB)) < reference.tolerance(dtype, max(m, n))
+    assert computed.is_contiguous()
+
+
 def torch_vjp(LU, pivots, G):
     """What PyTorch's backward does (lu_factor_ex_backward for a square matrix), from the same LU."""
     P, L, U = torch.lu_unpack(LU, pivots)

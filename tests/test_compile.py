@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import triton_lu
-from triton_lu import aten, autograd, ops
+from triton_lu import aten, ops
 
 BACKENDS = ("eager", "aot_eager", "inductor")
 
@@ -140,6 +140,9 @@ def test_opcheck(shape, dtype):
         (torch.ops.triton_lu.vjp, (LU, pivots, A)),
         (torch.ops.triton_lu.vjp, (LU.clone().requires_grad_(), pivots, A.mT.clone().mT)),
         (torch.ops.triton_lu.jvp, (LU, pivots, A)),
+        (torch.ops.triton_lu.curvature, (LU, pivots, A)),
+        (torch.ops.triton_lu.curvature, (LU.clone().requires_grad_(), pivots, A.mT.clone().mT)),
+        (torch.ops.triton_lu.mixed, (LU.clone().requires_grad_(), pivots, A)),
         (torch.ops.triton_lu.permutation, (pivots, shape[-2])),
         (torch.ops.triton_lu.check, (infos, "lu")),
     ):
@@ -217,12 +220,13 @@ def test_aten_on_fake_cuda_tensors(shape, dtype):
         assert layout(aten.permutation(pivots, shape[-2])) == layout(ops.permutation(pivots, shape[-2]))
         assert layout(aten.vjp(LU, pivots, A)) == layout(A)
         assert layout(aten.jvp(LU, pivots, A)) == layout(LU)
-        assert autograd.curvature(A, LU).shape == autograd.second_change(LU, A).shape == shape
+        assert layout(aten.curvature(LU, pivots, A)) == layout(ops.curvature(LU, pivots, A))
+        assert layout(aten.mixed(LU, pivots, A)) == layout(ops.mixed(LU, pivots, A))
 
 
 @fake_cuda
 def test_the_operator_that_reads_values_stays_out_of_cuda_graphs():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         ops._check(torch.empty(3, device="cuda", dtype=torch.int32), "lu")
-    operators = (ops.factor, ops.vjp, ops.jvp, ops.permutation, ops.check)
+    operators = (ops.factor, ops.vjp, ops.jvp, ops.curvature, ops.mixed, ops.permutation, ops.check)
     assert [op for op in operators if torch.Tag.cudagraph_unsafe in op.tags] == [ops.check]

@@ -42,19 +42,20 @@ def test_gradgradcheck(shape, dtype, pivot):
     )
 
 
-@pytest.mark.parametrize("m", [2, 3, 4])
-def test_gradgradcheck_of_the_maps(m):
-    """Also their derivatives with respect to LU itself."""
-    LU, pivots, _ = torch.linalg.lu_factor_ex(matrix((m, 3)))
-    X = torch.randn(m, 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("name", ["vjp", "jvp", "curvature", "mixed"])
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (2, 4, 3)], ids=str)
+def test_gradgradcheck_of_the_maps(shape, name):
+    """Also their derivatives with respect to LU itself, or the D in its place."""
+    LU, pivots, _ = torch.linalg.lu_factor_ex(matrix(shape, torch.complex128))
+    X = torch.randn(shape, dtype=torch.complex128, requires_grad=True)
     LU.requires_grad_()
-    for op in (torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp):
+    op = getattr(torch.ops.triton_lu, name)
 
-        def linear_map(LU, X, op=op):
-            return op(LU, pivots, X)
+    def linear_map(LU, X):
+        return op(LU, pivots, X)
 
-        assert gradcheck(linear_map, (LU, X), check_forward_ad=True)
-        assert gradgradcheck(linear_map, (LU, X), check_fwd_over_rev=True)
+    assert gradcheck(linear_map, (LU, X), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(linear_map, (LU, X), check_fwd_over_rev=True)
 
 
 TRANSFORMS = {

@@ -1,6 +1,7 @@
 """Settings that allow products of reduced precision do not reach the operators, and are as before afterwards."""
 
 import threading
+from itertools import product
 
 import pytest
 import torch
@@ -46,15 +47,15 @@ def test_operators_run_in_full_precision(tf32, monkeypatch, dtype):
     assert all(each and set(each) == {expected} for each in seen)
 
 
-def test_second_derivatives_run_in_full_precision(tf32, monkeypatch):
-    from triton_lu import autograd
-
-    seen = spy(monkeypatch, autograd, "lower_product")
-    A = torch.randn(4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(triton_lu.lu(A)[0].square().sum(), A, create_graph=True)
-    gradient.sum().backward()
-    assert seen
-    assert set(seen) == {("ieee", "ieee")}
+def test_third_derivatives_run_in_full_precision(tf32, monkeypatch):
+    """They hold no products besides the operators'."""
+    seen = [spy(monkeypatch, aten, name) for name in ("jvp", "vjp", "curvature", "mixed")]
+    outside = spy(monkeypatch, torch.Tensor, "__matmul__")
+    A = torch.randn(4, 4)
+    for first, second, third in product([torch.func.jacrev, torch.func.jacfwd], repeat=3):
+        first(second(third(lambda A: triton_lu.lu(A)[0].square().sum())))(A)
+    assert [{*each} for each in seen] == [{("ieee", "ieee")}] * 4
+    assert not outside
     assert settings() == ("tf32", "tf32")
 
 

@@ -6,7 +6,7 @@ and spend 4/3 n³ flops, twice those of the factorization; nearly all of them ar
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -183,6 +183,47 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         shape = (m, n) if batch == 1 else (batch, m, n)
         _jvp_sweep_(W.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, W.dtype, W.device.type))
     return empty_column_major(E).copy_(W)  # a sweep by columns would take up to 1.6 times as long
+
+
+def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
+    """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
+    K = empty_row_major(Y)
+    if K.numel() == 0:
+        return K
+    m, n = Y.shape[-2:]
+    k, batch = min(m, n), Y.shape[:-2].numel()
+    if plan.small(batch, m, n, Y.device.type) == "block":
+        return small.curvature(D, pivots, Y)
+    shape = (m, n) if batch == 1 else (batch, m, n)
+    X = torch.index_select(Y.reshape(-1, n), 0, _permutation_of_batch(pivots, m)).view(shape)
+    dUH = D.reshape(shape).mT.conj_physical().neg()
+    dLH = dUH.triu(1)
+    dUH.tril_()
+    result = K.view(shape)
+    for J in _blocks(0, k, plan.triangle_panel(k, Y.device.type)):  # the sums begin at the diagonal
+        S, width = X[..., J.start :, J.start :], J.stop - J.start
+        upper = _product(dLH[..., J, J.start :], S, None).triu_()
+        lower = _product(S, dUH[..., J.start :, J], None).tril_(-1)
+        result[..., J, J.start :] = upper
+        result[..., J, J] += rows(lower, 0, width)
+        if J.stop < m:
+            result[..., J.stop :, J] = lower[..., width:, :]
+    return K
+
+
+def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
+    """(D, δB) -> -P (dL δU + δL dU), where dL = tril(D, -1) and dU = triu(D), and likewise δL and δU."""
+    E = empty_row_major(dB)
+    if E.numel() == 0:
+        return E
+    m, n = dB.shape[-2:]
+    k, batch = min(m, n), dB.shape[:-2].numel()
+    (dL, dU), (other_dL, other_dU) = (
+        (columns(X, 0, k).tril(-1), rows(X, 0, k).triu()) for X in (D.reshape(batch, m, n), dB.reshape(batch, m, n))
+    )
+    change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
+    origin = _permutation_of_batch(pivots, m, inverse=True)
+    return torch.index_select(change.view(-1, n), 0, origin, out=E.view(-1, n)).view(E.shape)
 
 
 def row_index(rows: Tensor) -> Tensor:

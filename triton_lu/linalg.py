@@ -13,7 +13,6 @@ from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex 
 from triton_lu import ops
 from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
 from triton_lu.aten import row_index
-from triton_lu.autograd import permute_rows
 from triton_lu.dispatch import without_autocast
 
 
@@ -121,7 +120,8 @@ def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:
 
 def _permute(Y: Tensor, order: Tensor) -> Tensor:
     """The rows of each matrix of Y in the given order, which is broadcast to the batch of Y."""
-    return permute_rows(Y, row_index(order.expand(Y.shape[:-1]))).view(Y.shape)
+    all_rows = Y.reshape(Y.shape[:-1].numel(), Y.shape[-1])
+    return all_rows.index_select(0, row_index(order.expand(Y.shape[:-1]))).view(Y.shape)
 
 
 def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool) -> None:

@@ -28,6 +28,8 @@ def _define(schema: str, *tags: torch.Tag) -> torch._ops.OpOverload:
 factor = _define("factor(Tensor A, bool pivot=True) -> (Tensor LU, Tensor pivots, Tensor infos)")
 vjp = _define("vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor")
 jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
+curvature = _define("curvature(Tensor D, Tensor pivots, Tensor Y) -> Tensor")
+mixed = _define("mixed(Tensor D, Tensor pivots, Tensor dB) -> Tensor")
 permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
 check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe)  # it waits for the infos
 torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
@@ -48,6 +50,10 @@ def _jvp_shapes(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     return empty_column_major(E)
 
 
+def _product_shapes(D: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
+    return empty_row_major(X)
+
+
 def _permutation_shapes(pivots: Tensor, m: int) -> Tensor:
     return pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
 
@@ -60,6 +66,8 @@ _shapes: dict[str, Callable[..., Any]] = {
     "factor": _factor_shapes,
     "vjp": _vjp_shapes,
     "jvp": _jvp_shapes,
+    "curvature": _product_shapes,
+    "mixed": _product_shapes,
     "permutation": _permutation_shapes,
     "check": _check_shapes,
 }
@@ -103,6 +111,12 @@ def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool)
         return getattr(aten, name)(LU, pivots, X)
 
 
+def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str) -> Tensor:
+    """`curvature` or `mixed`."""
+    with full_precision(X):
+        return getattr(aten, name)(D, pivots, X)
+
+
 def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:
     if pivots.numel() and not on_cuda:  # there, looking at them would be a synchronization
         first, last = map(int, pivots.aminmax())
@@ -119,6 +133,8 @@ for _key in ("CPU", "CUDA"):
     _on_cuda = _key == "CUDA"
     _library.impl("factor", partial(_run_factor, on_cuda=_on_cuda), _key)
     _library.impl("permutation", partial(_run_permutation, on_cuda=_on_cuda), _key)
+    for _name in ("curvature", "mixed"):
+        _library.impl(_name, partial(_run_product, name=_name), _key)
     for _name in ("vjp", "jvp"):
         _library.impl(_name, partial(_run_map, name=_name, on_cuda=_on_cuda), _key)
 
@@ -159,12 +175,12 @@ def _vmap(op: torch._ops.OpOverload) -> Callable[..., Any]:
     return rule
 
 
-for _op in (factor, vjp, jvp, permutation, check):
+for _op in (factor, vjp, jvp, curvature, mixed, permutation, check):
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)
 
 
 # Autocast: LU in single precision, with autocast off for the operations inside
 
-for _op in (factor, vjp, jvp):
+for _op in (factor, vjp, jvp, curvature, mixed):
     for _device in ("cpu", "cuda"):
         torch.library.register_autocast(_op, _device, torch.float32, lib=_library)

@@ -24,6 +24,8 @@ def _batched(op: torch._ops.OpOverload, core: int) -> None:
         return [([p] * results, [p if tensor else None for tensor in is_tensor]) for p in choices]
 
 
-for _op, _core in ((ops.factor, 2), (ops.vjp, 2), (ops.jvp, 2), (ops.permutation, 1), (ops.check, 0)):
-    _batched(_op, _core)
+for _op in (ops.factor, ops.vjp, ops.jvp, ops.curvature, ops.mixed):
+    _batched(_op, 2)
+_batched(ops.permutation, 1)
+_batched(ops.check, 0)
 _batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority

@@ -89,6 +89,20 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     return torch.from_numpy(W.reshape(E.shape))
 
 
+def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
+    """`aten.curvature` of one matrix."""
+    m, n = Y.shape[-2:]
+    k = min(m, n)
+    below, strict, _ = _triangles(m, n)
+    X = Y.numpy(force=True).reshape(m, n)[exchange_([*range(m)], pivots.flatten().tolist(), range(k))]
+    DH = D.numpy(force=True).reshape(m, n).conj().T
+    K = np.empty_like(X)
+    with np.errstate(all="ignore"):
+        np.negative(np.where(strict.T, DH[:k], 0) @ X, out=K[:k])
+        np.copyto(K[:, :k], -(X @ np.where(below.T[:, :k], 0, DH[:, :k])), where=strict)
+    return torch.from_numpy(K.reshape(Y.shape))
+
+
 def sweep_(X: Tensor, LU: Tensor, columns_: Callable[[Array, Array], None]) -> None:
     """`vjp_columns_` or `jvp_columns_` of as many matrices at a time as a cache holds."""
     shape = (-1, *X.shape[-2:])
