@@ -116,6 +116,21 @@ def other_operators():
     assert {X.placements for X in (dLU, *orders, P, L, U)} == {(Shard(0),)}
 
 
+def derivatives_of_higher_order():
+    """In reverse mode: where the matrices are, without communication."""
+    A, V = torch.randn(2, 4, 7, 5, dtype=torch.float64)
+    gradients = []
+    for X, direction in ((A, V), (distribute(A, Shard(0)), distribute(V, Shard(0)))):
+        X.requires_grad_()
+        with CommDebugMode() as communication:
+            gradient = triton_lu.lu(X)[0].sin()
+            for _ in range(3):
+                (gradient,) = torch.autograd.grad(gradient, X, direction, create_graph=True)
+        assert counts(communication) == {}
+        gradients.append(gradient.detach())
+    assert_close(gradients[1].full_tensor(), gradients[0])
+
+
 def two_dimensions_of_devices():
     A = torch.randn(4, 6, 6, dtype=torch.float64)
     for shape in ((SIZE, 1), (1, SIZE)):
@@ -172,6 +187,7 @@ def compiled():
         example_of_the_readme,
         cotangents,
         other_operators,
+        derivatives_of_higher_order,
         two_dimensions_of_devices,
         singular_matrix,
     ],

@@ -101,6 +101,13 @@ def second(A, G):
     return grad(grad(factor(A), A, G, create_graph=True)[0].sin().abs().sum(), A)[0]
 
 
+def third(A, G):
+    X = factor(A)
+    for _ in range(3):
+        X = grad(X, A, G, create_graph=True)[0].sin()
+    return X
+
+
 def second_of_jvp(A, G):
     return grad(jvp(factor, (A,), (G,))[1].sin().abs().sum(), A)[0]
 
@@ -112,6 +119,7 @@ COMPUTATIONS = {
     "forward mode": lambda A, G: jvp(factor, (A,), (G,))[1],
     "reverse over reverse": second,
     "reverse over forward": second_of_jvp,
+    "third derivative": third,
     "forward over reverse": lambda A, G: jvp(lambda A: torch.func.vjp(factor, A)[1](G)[0], (A,), (G,))[1],
     "forward over forward": lambda A, G: jvp(lambda A: jvp(factor, (A,), (G,))[1], (A,), (G,))[1],
     "solve": lambda A, G: triton_lu.linalg.lu_solve(*triton_lu.lu(A), G),
