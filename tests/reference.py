@@ -2,11 +2,13 @@
 
 Always in float64 or complex128, with L and U dense and completed to square, and a dense P:
 
-    vjp         G      ->  P X,  X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
-    jvp         E      ->  L tril(M, -1) + triu(M) U,  M = L^-1 (P^T E) U^-1
-    curvature   G, V   ->  the gradient of Re <V, vjp(G)> with respect to the packed LU
+    vjp                 G      ->  P X,  X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
+    jvp                 E      ->  L tril(M, -1) + triu(M) U,  M = L^-1 (P^T E) U^-1
+    second_derivative   G, V   ->  the gradient of Re <V, vjp(G)> with respect to the packed LU
+    curvature           D, Y   ->  the same of D = jvp(V) and Y = vjp(G)
+    mixed               D, dB  ->  the E whose jvp is the change of D with the packed LU along dB
 
-LU, G, E and V are [..., m, n]; pivots are [..., min(m, n)], 1-based.
+All but pivots are [..., m, n]; pivots are [..., min(m, n)], 1-based.
 """
 
 import torch
@@ -110,7 +112,7 @@ def jvp(LU, pivots, E):
     return (L @ M.tril(-1) + M.triu() @ U)[..., :m, :n]
 
 
-def curvature(LU, pivots, G, V):
+def second_derivative(LU, pivots, G, V):
     """The gradient of Re <V, vjp(G)> = Re <jvp(V), G> with respect to the packed LU."""
     m, n = LU.shape[-2:]
     L, U = factors(LU)
@@ -123,15 +125,17 @@ def curvature(LU, pivots, G, V):
     return (lower.tril(-1) + upper.triu())[..., :m, :n]
 
 
-def curvature_of_step(D, X):
-    """-tril(X dU^H, -1) - triu(dL^H X), with dL = tril(D, -1) and dU = triu(D)."""
+def curvature(D, pivots, Y):
+    """-tril(X dU^H, -1) - triu(dL^H X), with dL = tril(D, -1), dU = triu(D) and X = P^T Y."""
     m, n = D.shape[-2:]
-    D, X = completed(D, 0), completed(X, 0)
+    D, Y = completed(D, 0), double(Y)
+    X = completed(permutation_matrix(pivots, m, Y.dtype).mT @ Y, 0)
     return -((X @ D.triu().mH).tril(-1) + (D.tril(-1).mH @ X).triu())[..., :m, :n]
 
 
-def mixed(D, dB):
-    """-(dL dU' + dL' dU), with D and dB = dL' + dU' of two steps."""
+def mixed(D, pivots, dB):
+    """-P (dL dU' + dL' dU), with D and dB = dL' + dU' of two steps."""
     m, n = D.shape[-2:]
     D, dB = completed(D, 0), completed(dB, 0)
-    return -(D.tril(-1) @ dB.triu() + dB.tril(-1) @ D.triu())[..., :m, :n]
+    change = (D.tril(-1) @ dB.triu() + dB.tril(-1) @ D.triu())[..., :m, :n]
+    return -permutation_matrix(pivots, m, D.dtype) @ change

@@ -372,7 +372,7 @@ def test_second_derivatives(problem):
     LU, pivots = problem.factors()
     G, V = (reference.double(x) for x in problem.gaussians(2))
     LU = reference.double(LU).detach().requires_grad_()
-    expected = reference.curvature(LU.detach(), pivots, G, V)
+    expected = reference.second_derivative(LU.detach(), pivots, G, V)
     for op, x, cotangent in ((vjp, G, V), (jvp, V, G)):
         (curvature,) = torch.autograd.grad(op(LU, pivots, x), LU, cotangent)
         assert (norm(curvature - expected) <= 1e-11 * norm(G) * norm(V)).all()

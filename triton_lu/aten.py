@@ -145,7 +145,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         return empty_row_major(G)
     m, n = G.shape[-2:]
     batch = G.shape[:-2].numel()
-    form = plan.small(batch, m, n, G.device.type)
+    form = plan.small(batch, m, n, G.dtype, G.device.type)
     if form == "block":
         return small.vjp(LU, pivots, G)
     X = empty_row_major(G).copy_(G)
@@ -173,7 +173,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         return empty_column_major(E)
     m, n = E.shape[-2:]
     batch = E.shape[:-2].numel()
-    form = plan.small(batch, m, n, E.device.type)
+    form = plan.small(batch, m, n, E.dtype, E.device.type)
     if form == "block":
         return small.jvp(LU, pivots, E)
     W = torch.index_select(E.reshape(-1, n), 0, _permutation_of_batch(pivots, m)).view(E.shape)
@@ -192,7 +192,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
         return K
     m, n = Y.shape[-2:]
     k, batch = min(m, n), Y.shape[:-2].numel()
-    if plan.small(batch, m, n, Y.device.type) == "block":
+    if plan.small(batch, m, n, Y.dtype, Y.device.type) == "block":
         return small.curvature(D, pivots, Y)
     shape = (m, n) if batch == 1 else (batch, m, n)
     X = torch.index_select(Y.reshape(-1, n), 0, _permutation_of_batch(pivots, m)).view(shape)

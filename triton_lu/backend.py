@@ -27,8 +27,8 @@ def backend(choice: str) -> Iterator[None]:
         choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
             none. "triton": the kernels, on whatever tensors they are given (also CPU tensors under Triton's
             interpreter); a derivative for which there is no kernel raises NotImplementedError. "aten": ATen
-            operations on any device. Factorizations without a kernel, and the products that second
-            derivatives take, are ATen's under every choice.
+            operations on any device. Factorizations and products of higher derivatives without a kernel
+            are ATen's under every choice.
 
     Raises:
         ValueError: for any other choice.

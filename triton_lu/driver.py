@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import permutation as permutation_kernel
 from triton_lu_kernels import sweep, tile, warp
@@ -31,6 +32,15 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹."""
     return _map("jvp", empty_column_major(E), LU, pivots, E)
+
+
+def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
+    """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
+    chosen = _planned("curvature", Y)
+    out, order = empty_row_major(Y), permutation(pivots, Y.shape[-2])
+    with _launching(Y):
+        curvature_kernel.curvature(out, _within_32_bits(D), order, _within_32_bits(Y), **vars(chosen))
+    return out
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
@@ -77,7 +87,7 @@ def _launching(X: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _planned(name: str, X: Tensor) -> plan.Columns | plan.Warp | plan.Tile | plan.Blocked:
+def _planned(name: str, X: Tensor) -> plan.Kernel:
     m, n = X.shape[-2:]
     chosen = plan.kernel(name, m, n, X.dtype, X.shape[:-2].numel())
     if chosen is None:

@@ -111,8 +111,12 @@ def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool)
         return getattr(aten, name)(LU, pivots, X)
 
 
-def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str) -> Tensor:
+def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
     """`curvature` or `mixed`."""
+    if by_kernel(name, X, on_cuda) and _has_kernel(name, X):
+        from triton_lu import driver
+
+        return getattr(driver, name)(D, pivots, X)
     with full_precision(X):
         return getattr(aten, name)(D, pivots, X)
 
@@ -134,7 +138,7 @@ for _key in ("CPU", "CUDA"):
     _library.impl("factor", partial(_run_factor, on_cuda=_on_cuda), _key)
     _library.impl("permutation", partial(_run_permutation, on_cuda=_on_cuda), _key)
     for _name in ("curvature", "mixed"):
-        _library.impl(_name, partial(_run_product, name=_name), _key)
+        _library.impl(_name, partial(_run_product, name=_name, on_cuda=_on_cuda), _key)
     for _name in ("vjp", "jvp"):
         _library.impl(_name, partial(_run_map, name=_name, on_cuda=_on_cuda), _key)
 

@@ -19,11 +19,12 @@ CACHED = (
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
-def small(batch: int, m: int, n: int, device: str) -> str | None:
+def small(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> str | None:
     """How NumPy solves small problems on a CPU, where its calls are faster: in one "block" or by "columns".
 
     A backward of one matrix takes 26 µs instead of 68 at 4×4, 42 instead of 87 at 32×32, 74 instead of 118 at 64×64.
-    From 65×65 on its products have threads, of another library than ATen's, which wait for each other.
+    The products of larger ones (complex: from 33×33 on) have threads, of another library than ATen's: where both have
+    as many as there are cores they wait for each other, for milliseconds.
 
     By columns a backward of 10,000 matrices of 4×4 takes a quarter of the time of one in a block in ATen, one of 100
     half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer.
@@ -32,7 +33,7 @@ def small(batch: int, m: int, n: int, device: str) -> str | None:
     if device != "cpu":
         return None
     if batch == 1:
-        return "block" if largest <= 64 else None
+        return "block" if largest <= (32 if dtype.is_complex else 64) else None
     return "columns" if largest <= 8 and batch >= 2 * largest**2 else None
 
 
@@ -255,6 +256,15 @@ class Blocked:
     split: bool = False
 
 
+@dataclass(frozen=True)
+class Products:
+    """The kernel of `curvature`: a block of a matrix per program; its sums load their factors so many terms at once."""
+
+    block: int
+    terms: int
+    num_warps: int
+
+
 _BLOCKED = {
     torch.float32: Blocked(block=64, terms=32, num_warps=4),
     torch.float64: Blocked(block=64, terms=32, num_warps=8),
@@ -263,8 +273,11 @@ _BLOCKED = {
 }
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Columns | Warp | Tile | Blocked | None:
-    """The Triton kernel of "factor", "vjp" or "jvp" for matrices of m×n, or None where there is none.
+Kernel = Columns | Warp | Tile | Blocked | Products
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
+    """The Triton kernel of that operator for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
@@ -286,6 +299,10 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Col
     largest = max(m, n)
     if name == "factor":
         return _columns(largest, dtype)
+    if name == "curvature":
+        return _products(largest, dtype) if largest < LIBRARY else None
+    if name == "mixed":
+        return None
     if largest > 128:
         return _blocked(batch, m, n, dtype) if largest < LIBRARY else None
     if largest > 32:
@@ -301,6 +318,14 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Col
     if largest > 4:
         return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def _products(largest: int, dtype: torch.dtype) -> Products:
+    if largest <= 16:
+        return Products(block=16, terms=16, num_warps=1)
+    if largest <= 32 or dtype.is_complex:
+        return Products(block=32, terms=16 if dtype.is_complex else 32, num_warps=4 if dtype.is_complex else 1)
+    return Products(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
 
 
 def _blocked(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocked:

@@ -23,13 +23,12 @@ def full_precision(X: Tensor) -> AbstractContextManager[None]:
 
     The settings belong to the process: while the context lasts, other threads lose speed, never precision.
     """
-    if X.dtype not in (torch.float32, torch.complex64) or not (_inside or _is_reduced()):
-        return nullcontext()
-    return _full()
+    single = X.dtype in (torch.float32, torch.complex64)
+    return _full() if single and (_inside or _is_reduced(on_cuda=X.is_cuda)) else nullcontext()
 
 
-def _is_reduced() -> bool:
-    return any(setting.fp32_precision not in ("none", "ieee") for setting in _settings)
+def _is_reduced(*, on_cuda: bool) -> bool:
+    return _settings[0 if on_cuda else 1].fp32_precision not in ("none", "ieee")
 
 
 @contextmanager

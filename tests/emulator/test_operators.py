@@ -16,7 +16,7 @@ from matrices import ZOO, random_pivots
 import triton_lu
 from triton_lu import plan
 
-# X is the argument G or E of a map, or the matrix A to be factored.
+# X is the argument G or E of a map, the Y of `curvature` (whose D is called LU), or the matrix A to be factored.
 TABLE = """
     operator  dtype        m    n  batch  LU        X         target
 
@@ -144,9 +144,35 @@ TABLE = """
     factor    complex128  16   16      1  -         row       sm_90
     factor    complex128  32   32      1  -         column    sm_80
     factor    complex128  20   23      2  -         row       sm_90
+
+    curvature float32     7    5      3  row       column    sm_90
+    curvature float32    16   16      1  column    row       sm_80
+    curvature float32    20   31      2  expanded  expanded  sm_80
+    curvature float32    32   32      1  column    row       sm_90
+    curvature float32    64   64      1  row       expanded  sm_80
+    curvature float32    70  133      2  column    row       sm_90
+
+    curvature float64     7    5      3  row       column    sm_90
+    curvature float64    16   16      1  column    row       sm_80
+    curvature float64    20   31      2  expanded  expanded  sm_80
+    curvature float64    32   32      1  column    row       sm_90
+    curvature float64    64   64      1  row       expanded  sm_80
+    curvature float64    70  133      2  column    row       sm_90
+
+    curvature complex64   7    5      3  row       column    sm_90
+    curvature complex64  16   16      1  column    row       sm_80
+    curvature complex64  20   31      2  expanded  expanded  sm_80
+    curvature complex64  32   32      1  column    row       sm_90
+    curvature complex64  70   40      2  column    row       sm_80
+
+    curvature complex128  7    5      3  row       column    sm_90
+    curvature complex128 16   16      1  column    row       sm_80
+    curvature complex128 20   31      2  expanded  expanded  sm_80
+    curvature complex128 32   32      1  column    row       sm_90
+    curvature complex128 70   40      2  column    row       sm_80
 """
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-REGIMES = ["warp", "halves", "tile", "sweep", "factor"]
+REGIMES = ["warp", "halves", "tile", "sweep", "factor", "products"]
 
 
 @dataclass(frozen=True)
@@ -181,13 +207,20 @@ class Case:
     def regime(self):
         if isinstance(self.plan, plan.Warp) and max(self.m, self.n) > 16:
             return "halves"
-        return {plan.Warp: "warp", plan.Tile: "tile", plan.Blocked: "sweep", plan.Columns: "factor"}[type(self.plan)]
+        regimes = {
+            plan.Warp: "warp",
+            plan.Tile: "tile",
+            plan.Blocked: "sweep",
+            plan.Columns: "factor",
+            plan.Products: "products",
+        }
+        return regimes[type(self.plan)]
 
     @property
     def completed(self):
-        """The size to which the kernel completes the matrix; above 128 that of its blocks."""
+        """The size to which the kernel completes the matrix, or its blocks."""
         largest = max(self.m, self.n)
-        return self.plan.block if self.regime == "sweep" else max(2, 1 << (largest - 1).bit_length())
+        return self.plan.block if self.regime in ("sweep", "products") else max(2, 1 << (largest - 1).bit_length())
 
     @property
     def kernel(self):
@@ -197,7 +230,7 @@ class Case:
     def features(self):
         yield f"{self.operator} on {self.target}"
         yield "square" if self.m == self.n else "tall" if self.m > self.n else "wide"
-        step = self.plan.block if self.regime in ("tile", "sweep") else self.completed
+        step = self.plan.block if self.regime == "tile" else self.completed
         yield "ragged" if self.m % step or self.n % step else "full"
         yield f"LU by {self.LU}"
         yield f"X by {self.X}"
@@ -217,10 +250,9 @@ CASES = [Case.parse(line) for line in TABLE.splitlines()[2:] if line]
 @pytest.mark.parametrize("regime", REGIMES)
 def test_table_covers_every_feature(regime, dtype):
     expected = {"square", "tall", "wide", "ragged", "full", "X by row", "X by column", "X by expanded"}
-    if regime == "factor":
-        expected |= {f"factor on {target}" for target in TARGETS}
-    else:
-        expected |= {f"{name} on {target}" for name in ("vjp", "jvp") for target in TARGETS}
+    operators = {"factor": ["factor"], "products": ["curvature"]}.get(regime, ["vjp", "jvp"])
+    expected |= {f"{name} on {target}" for name in operators for target in TARGETS}
+    if regime != "factor":
         expected |= {"LU by row", "LU by column", "LU by expanded"}
     if regime in ("warp", "factor"):
         expected |= {"alone, with room for others", "ends inside a program"}
@@ -231,7 +263,7 @@ def test_table_covers_every_feature(regime, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("operator", ["factor", "vjp", "jvp"])
+@pytest.mark.parametrize("operator", ["factor", "vjp", "jvp", "curvature"])
 def test_table_covers_every_kernel(operator, dtype):
     """Whatever the plan chooses for a size up to those of the last regime."""
     planned = [Case(operator, dtype, n, n) for n in range(1, 130)]
@@ -304,6 +336,7 @@ def test_case(case):
         "vjp float32 35 40 2 expanded row sm_80",
         "jvp float32 20 133 2 column row sm_90",
         "factor float32 3 4 20 - row sm_80",
+        "curvature float64 20 31 2 column row sm_90",
     ],
 )
 def test_batch_of_two_dimensions(case):
@@ -325,6 +358,7 @@ PLANTED = {
     "prepare_kernel": "jvp float32 133 70 2 row column sm_90",
     "step_kernel": "jvp float32 133 70 2 row column sm_90",
     "factor_kernel": "factor float32 8 5 33 - expanded sm_80",
+    "curvature_kernel": "curvature float32 70 133 2 column row sm_90",
 }
 """A case of the table for each kernel, ragged, with several warps where the plan has them."""
 ONE_WARP = ("vjp_halves_kernel", "jvp_halves_kernel", "prepare_kernel")  # which needs no barriers
