@@ -28,16 +28,21 @@ def test_small_problems_are_small(dtype, limit):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
-@pytest.mark.parametrize("name", ["factor", "vjp", "jvp"])
+@pytest.mark.parametrize("name", ["factor", "vjp", "jvp", "curvature"])
 def test_kernels_serve_their_sizes(name, dtype):
-    limit = plan.LIBRARY - 1 if name != "factor" else 64 if dtype == torch.float32 else 32
+    limit = plan.LIBRARY - 1
+    if name == "factor":
+        limit = 64 if dtype == torch.float32 else 32
+    if name == "curvature" and dtype.is_complex:
+        limit = 128
     for m in SIZES:
         for n in SIZES:
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
                 regime = plan.Warp if max(m, n) <= 32 else plan.Tile if max(m, n) <= 128 else plan.Blocked
-                assert isinstance(chosen, plan.Columns if name == "factor" else regime)
+                regime = {"factor": plan.Columns, "curvature": plan.Products}.get(name, regime)
+                assert isinstance(chosen, regime)
                 options = dataclasses.asdict(chosen)
                 assert options.pop("registers", 255) <= 255
                 assert all(value & (value - 1) == 0 for value in options.values())

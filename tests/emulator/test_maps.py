@@ -15,9 +15,15 @@ from matrices import IRREGULAR, REGULAR, problem
 from reference import assert_agrees
 from triton_lu_kernels import tile, warp
 
+from benchmarks.kernels import static
+from triton_lu.bench.problems import Size
 from triton_lu.plan import kernel as kernel_plan
 
 MAPS = ["vjp", "jvp"]
+COMPILED = [
+    *((torch.float32, target) for target in [*TARGETS, "sm_100"]),
+    *((dtype, "sm_90") for dtype in (torch.float64, torch.complex64, torch.complex128)),
+]
 FULL = [((4, 4), torch.float32), ((8, 8), torch.float64), ((16, 16), torch.float32), ((32, 32), torch.float32)]
 
 
@@ -88,14 +94,14 @@ def test_registers_suffice(name, size, target):
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize(
-    ("dtype", "target"),
-    [
-        *((torch.float32, target) for target in [*TARGETS, "sm_100"]),
-        *((dtype, "sm_90") for dtype in (torch.float64, torch.complex64, torch.complex128)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("dtype", "target"), COMPILED, ids=str)
 def test_registers_suffice_for_tiles(name, dtype, target):
     _, report = run(name, *problem(1, 64, 64, dtype), target=target)
     assert max(report.static["spill_stores"], report.static["spill_loads"]) <= (500 if OLD_COMPILER else 110)
+
+
+@pytest.mark.parametrize(("dtype", "target"), COMPILED, ids=str)
+@pytest.mark.parametrize("size", [16, 32, 64])
+def test_registers_suffice_for_the_product_of_second_derivatives(size, dtype, target):
+    spilled = static("curvature", Size(1, size, size), dtype, target)["spilled_bytes"]
+    assert spilled <= (200 if OLD_COMPILER else 100)
