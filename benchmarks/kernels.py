@@ -1,4 +1,4 @@
-"""What every kernel costs, without a GPU: `python -m benchmarks.kernels [vjp] [jvp] [factor] [--sizes 4 100x40] ...`.
+"""What every kernel costs, without a GPU: `python -m benchmarks.kernels [vjp] [curvature] [--sizes 4 100x40] ...`.
 
 A row is a kernel for one size, dtype and GPU, compiled for that GPU. Static columns come from Triton's compiler.
 Dynamic ones are counted by `ptxrun`, an emulator of compiled kernels, on some programs of a launch that fills the GPU;
@@ -13,7 +13,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +32,7 @@ from triton.runtime import JITFunction, driver
 from triton_lu_kernels import sweep
 
 import triton_lu
+from triton_lu import driver as lu_driver
 from triton_lu import plan
 from triton_lu.api import DTYPES
 from triton_lu.bench import machine
@@ -44,7 +45,7 @@ except ImportError:
     ptxrun = None
 
 RESULTS = Path(__file__).parent / "results" / "kernels.csv"
-KERNELS = ("factor", "vjp", "jvp")
+KERNELS = ("factor", "vjp", "jvp", "curvature")
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512)), Size(1, 100, 40))
 GPUS = {"H100": "sm_90", "A100": "sm_80", "B200": "sm_100"}
 BANDWIDTH = {"H100": 3.352e12, "A100": 2.039e12}  # of DRAM, bytes per second, where the emulator models the GPU
@@ -140,14 +141,20 @@ def static(name: str, size: Size, dtype: torch.dtype, target: str) -> dict[str, 
     }
 
 
-def permuted(workspace: Callable[..., tuple[torch.Tensor, ...]]) -> AbstractContextManager[object]:
-    """Inside, `workspace` has its permutations found already: programs that find them may not be in a sample."""
+@contextmanager
+def permuted() -> Iterator[None]:
+    """Inside, permutations have been found already: programs that find them may not be in a sample."""
+    workspace = sweep.workspace
 
     def in_order(out: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
         order, *others = workspace(out, **options)
         return order.copy_(torch.arange(order.shape[1])), *others
 
-    return patch.object(sweep, "workspace", in_order)
+    def identity(pivots: torch.Tensor, m: int) -> torch.Tensor:
+        return torch.arange(m).repeat(*pivots.shape[:-1], 1)
+
+    with patch.object(sweep, "workspace", in_order), patch.object(lu_driver, "permutation", identity):
+        yield
 
 
 def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, object]:
@@ -163,7 +170,7 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
     large = max(size[1:]) > 128  # several launches, whose programs differ
     batch = 64 if large else max(4096, 2**22 // (size.m * size.n))
     options = {"target": GPUS[gpu], "sample": 16 if large else 4, "check": False}
-    with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted(sweep.workspace):
+    with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted():
         problem(name, size, dtype, batch)()
     fewest = fewest_bytes(name, size, dtype)
     flops_needed = Problem("forward" if name == "factor" else "backward", size, dtype).flops
@@ -222,7 +229,7 @@ def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argp
     """A parser of which kernels are asked for; `sizes` are the default's."""
     dtypes = list(map(dtype_name, DTYPES))
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description)
-    parser.add_argument("kernels", nargs="*", metavar="kernel", help="factor, vjp, jvp; default: all")
+    parser.add_argument("kernels", nargs="*", metavar="kernel", help=f"{', '.join(KERNELS)}; default: all")
     parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N or MxN")
     parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
     return parser

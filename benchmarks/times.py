@@ -1,4 +1,4 @@
-"""How long the kernels take on this GPU, alone: `python -m benchmarks.times [vjp] [jvp] [factor] [--sizes 4 100x40]`.
+"""How long the kernels take on this GPU, alone: `python -m benchmarks.times [vjp] [curvature] [--sizes 4 100x40]`.
 
 A row is a kernel for one size and dtype as it is planned; with --others also in the other configurations that it could
 have: what plans rest on. What it computes is checked first. `us` is the median of calls between events, each with an
@@ -41,6 +41,7 @@ CHOICES: dict[type, dict[str, tuple[int, ...]]] = {
     plan.Warp: {"matrices": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4)},
     plan.Tile: {"block": (16, 32), "rows": (16, 32), "registers": (168, 255), "num_warps": (1, 2, 4)},
     plan.Blocked: {"block": (32, 64), "terms": (16, 32), "num_warps": (2, 4, 8)},
+    plan.Products: {"block": (16, 32, 64), "terms": (16, 32), "num_warps": (1, 2, 4, 8)},
 }
 
 Case = tuple[str, Size, torch.dtype, Any]

@@ -326,7 +326,7 @@ def _products(largest: int, dtype: torch.dtype) -> Products | None:
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     16: 1.0 / 1.0 / 1.1 / 1.0;  32: 1.0 / 1.0 / 1.5 / 1.0;  64: 1.5 / 1.0 / 2.8 / 1.2;  128: 1.8 / 1.5 / 4.4 / 2.3;
     512: 4.4 / 3.6 / – / –. At 4×4, where a program has one matrix in its block, 17 / 9 / 15 / 10: 67 µs for 65,536 in
-    float32. Stacks are 80 bytes at most (sm_80, sm_90 and sm_100; Triton 3.8). In complex64 blocks of 32 have larger
+    float32. Stacks are 96 bytes at most (sm_80, sm_90 and sm_100; Triton 3.9). In complex64 blocks of 32 have larger
     ones or take longer. Complex matrices above 128, of which kernels would load too much, are ATen's.
     """
     if dtype.is_complex:

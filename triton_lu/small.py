@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
+from triton_lu.storage import empty_column_major, empty_row_major
 
 Array = np.ndarray
 
@@ -61,7 +62,9 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
             top -= BH1[:, k:] @ W[k:]
         _solve_(BH11, top, left=True, upper=True, unit=True)
     origin = exchange_([*range(m)], pivots.flatten().tolist(), range(k)[::-1])
-    return torch.from_numpy(W[origin].reshape(G.shape))
+    X = empty_row_major(G)  # PyTorch's own memory, which can be resized
+    W.take(origin, axis=0, out=X.numpy().reshape(m, n), mode="clip")
+    return X
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
@@ -70,7 +73,9 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     k = min(m, n)
     below, strict, above = _triangles(m, n)
     order = exchange_([*range(m)], pivots.flatten().tolist(), range(k))
-    W = E.numpy(force=True).reshape(m, n).T.take(order, axis=1).T
+    dB = empty_column_major(E)
+    W = dB.numpy().reshape(m, n)
+    E.numpy(force=True).reshape(m, n).T.take(order, axis=1, out=W.T, mode="clip")
     top, left = W[:k], W[:, :k]
     B = LU.numpy(force=True).reshape(m, n)
     B11 = torch.from_numpy(B[:k, :k])
@@ -86,7 +91,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         np.copyto(W, 0, where=below)
         left += T
         left += np.where(strict, B[:, :k], 0) @ T1
-    return torch.from_numpy(W.reshape(E.shape))
+    return dB
 
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
@@ -96,11 +101,12 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     below, strict, _ = _triangles(m, n)
     X = Y.numpy(force=True).reshape(m, n)[exchange_([*range(m)], pivots.flatten().tolist(), range(k))]
     DH = D.numpy(force=True).reshape(m, n).conj().T
-    K = np.empty_like(X)
+    result = empty_row_major(Y)
+    K = result.numpy().reshape(m, n)
     with np.errstate(all="ignore"):
         np.negative(np.where(strict.T, DH[:k], 0) @ X, out=K[:k])
         np.copyto(K[:, :k], -(X @ np.where(below.T[:, :k], 0, DH[:, :k])), where=strict)
-    return torch.from_numpy(K.reshape(Y.shape))
+    return result
 
 
 def sweep_(X: Tensor, LU: Tensor, columns_: Callable[[Array, Array], None]) -> None:

@@ -50,10 +50,10 @@ def no_synchronization():
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", [*MAPS, "curvature"])
 def test_maps(name, shape, dtype):
     args = problem(len(REGULAR), *shape, dtype, REGULAR)
-    assert ops.by_kernel(name, args[2], on_cuda=True)
+    assert ops.by_kernel(name, args[2], on_cuda=True) or (name == "curvature" and dtype.is_complex and max(shape) > 128)
     assert_agrees(getattr(ops, name)(*args), name, *args)
 
 

@@ -29,7 +29,10 @@ def test_cases_are_the_plan_and_the_others_once_each():
     assert len(set(everything)) == len(everything) > 50
 
 
-@pytest.mark.parametrize("case", [("vjp", "3x4x4"), ("jvp", "2x20x3"), ("factor", "3x4x4"), ("jvp", "1x130x2")])
+CASES = [("vjp", "3x4x4"), ("jvp", "2x20x3"), ("factor", "3x4x4"), ("jvp", "1x130x2"), ("curvature", "2x7x5")]
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_measures(case):
     name, shape = case[0], size(case[1])
     chosen = plan.kernel(name, *shape[1:], torch.float32)
