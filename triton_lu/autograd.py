@@ -82,7 +82,7 @@ class VjpRule(DerivativeRule):
 class JvpRule(DerivativeRule):
     """(LU, pivots, E) -> D = jvp(E)."""
 
-    setup_context = VjpRule.setup_context
+    setup_context = staticmethod(VjpRule.setup_context)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
@@ -130,7 +130,7 @@ class CurvatureRule(DerivativeRule):
 class MixedRule(DerivativeRule):
     """(D, pivots, dB) -> mixed(D, dB)."""
 
-    setup_context = CurvatureRule.setup_context
+    setup_context = staticmethod(CurvatureRule.setup_context)
 
     @staticmethod
     def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 Operators are opaque to compilers: one node in a graph, whatever number of kernels they launch. Derivatives are
 registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD
-would copy otherwise; the gradient is row-major.
+would copy otherwise; all other matrices are row-major.
 """
 
 from collections.abc import Callable

@@ -6,7 +6,7 @@ problem.
 """
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def exchange_(order: list[int], pivots: list[int], steps: Iterable[int]) -> list
     return order
 
 
-@cache
+@lru_cache(maxsize=256)
 def _triangles(m: int, n: int) -> tuple[Array, Array, Array]:
     """Where an m×n matrix is strictly below the diagonal; the same for its first min(m, n) columns; and where not."""
     below = np.tri(m, n, -1, dtype=bool)
