@@ -2,7 +2,7 @@
 
 For one matrix they are in one block, in the order of operations of `aten._vjp_block_` and `aten._jvp_block_`. For
 batches they are sweeps column by column: blocks of width one, for which the solves are divisions and there is no inner
-problem.
+problem. Results are in memory of PyTorch's own, which can be resized.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
-from triton_lu.storage import empty_column_major, empty_row_major
+from triton_lu.storage import empty_row_major
 
 Array = np.ndarray
 
@@ -62,7 +62,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
             top -= BH1[:, k:] @ W[k:]
         _solve_(BH11, top, left=True, upper=True, unit=True)
     origin = exchange_([*range(m)], pivots.flatten().tolist(), range(k)[::-1])
-    X = empty_row_major(G)  # PyTorch's own memory, which can be resized
+    X = empty_row_major(G)
     W.take(origin, axis=0, out=X.numpy().reshape(m, n), mode="clip")
     return X
 
@@ -73,9 +73,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     k = min(m, n)
     below, strict, above = _triangles(m, n)
     order = exchange_([*range(m)], pivots.flatten().tolist(), range(k))
-    dB = empty_column_major(E)
-    W = dB.numpy().reshape(m, n)
-    E.numpy(force=True).reshape(m, n).T.take(order, axis=1, out=W.T, mode="clip")
+    W = E.numpy(force=True).reshape(m, n).T.take(order, axis=1).T
     top, left = W[:k], W[:, :k]
     B = LU.numpy(force=True).reshape(m, n)
     B11 = torch.from_numpy(B[:k, :k])
@@ -91,7 +89,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         np.copyto(W, 0, where=below)
         left += T
         left += np.where(strict, B[:, :k], 0) @ T1
-    return dB
+    return torch.from_numpy(W.reshape(E.shape)).clone()
 
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
