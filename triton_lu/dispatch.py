@@ -43,12 +43,14 @@ def _has_tangent(x: Any) -> bool:
 
 
 def _is_differentiated(args: tuple[Any, ...]) -> bool:
+    """Whether a rule is needed. In forward AD without torch.func it is assumed: to find no tangent takes as long."""
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return True
     if not torch._C._is_fwd_grad_enabled():
         return False
-    forward_mode = forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
-    return forward_mode and any(map(_has_tangent, args))
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return forward_ad._current_level >= 0
+    return any(map(_has_tangent, args))
 
 
 def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Callable[..., Any]:
@@ -68,8 +70,8 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
 
 
 def primal(x: Tensor) -> Tensor:
-    """`x` without the tangent that it carries at the current level of forward AD."""
-    return torch._VF._unpack_dual(x, level=0).primal
+    """`x` without the tangent that it carries at the current level of forward AD, where one would be seen."""
+    return torch._VF._unpack_dual(x, level=0).primal if torch._C._is_fwd_grad_enabled() else x
 
 
 def without_autocast(X: Tensor) -> Any:
@@ -77,8 +79,8 @@ def without_autocast(X: Tensor) -> Any:
 
     The autocast rules of the operators do not reach so far: each level returns to the state at its own entry.
     """
-    device = X.device.type
-    enabled = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    device = "cuda" if X.is_cuda else "cpu"
+    enabled = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if enabled else nullcontext()
 
 
