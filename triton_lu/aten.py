@@ -7,7 +7,7 @@ matrix products. `curvature` and `mixed`, the maps of higher derivatives, consis
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -140,27 +140,44 @@ def _follow_links(pivots: Tensor, m: int) -> Tensor:
     return torch.cat([final, found[..., k:]], -1)
 
 
+def _small_form(X: Tensor) -> str | None:
+    m, n = X.shape[-2:]
+    return plan.small(X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
+
+
+def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
+    """Pᵀ X, or the inverse P X, contiguous."""
+    m, n = X.shape[-2:]
+    order = _permutation_of_batch(pivots, m, inverse=inverse)
+    return torch.index_select(X.reshape(-1, n), 0, order).view(X.shape)
+
+
+def _sweep_(
+    X: Tensor, LU: Tensor, form: str | None, blocked_: Callable[..., None], columns_: Callable[..., None]
+) -> None:
+    """The sweep of X in place: by blocks, or for batches of small matrices column by column."""
+    if form == "columns":
+        return small.sweep_(X, LU, columns_)
+    m, n = X.shape[-2:]
+    batch = X.shape[:-2].numel()
+    shape = (m, n) if batch == 1 else (batch, m, n)
+    blocked_(X.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, X.dtype, X.device.type))
+
+
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     if G.numel() == 0:
         return empty_row_major(G)
-    m, n = G.shape[-2:]
-    batch = G.shape[:-2].numel()
-    form = plan.small(batch, m, n, G.dtype, G.device.type)
+    form = _small_form(G)
     if form == "block":
         return small.vjp(LU, pivots, G)
     X = empty_row_major(G).copy_(G)
-    if form == "columns":
-        small.sweep_(X, LU, small.vjp_columns_)
-    else:
-        shape = (m, n) if batch == 1 else (batch, m, n)
-        _vjp_sweep_(X.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, X.dtype, X.device.type))
+    _sweep_(X, LU, form, _vjp_sweep_, small.vjp_columns_)
+    m, n = X.shape[-2:]
+    if n <= plan.PANEL:
+        return _permuted(X, pivots, inverse=True)
     origin = _permutation_of_batch(pivots, m, inverse=True)
     flat = X.view(-1, n)
-    if n <= plan.PANEL:
-        result = torch.empty_like(X)
-        torch.index_select(flat, 0, origin, out=result.view(-1, n))
-        return result
     workspace = flat.new_empty(len(flat), plan.PANEL)
     for panel in flat.split(plan.PANEL, dim=-1):  # in place: a second copy would be half of the memory of a backward
         permuted = workspace[:, : panel.shape[-1]]
@@ -172,59 +189,49 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
     if E.numel() == 0:
         return empty_column_major(E)
-    m, n = E.shape[-2:]
-    batch = E.shape[:-2].numel()
-    form = plan.small(batch, m, n, E.dtype, E.device.type)
+    form = _small_form(E)
     if form == "block":
         return small.jvp(LU, pivots, E)
-    W = torch.index_select(E.reshape(-1, n), 0, _permutation_of_batch(pivots, m)).view(E.shape)
-    if form == "columns":
-        small.sweep_(W, LU, small.jvp_columns_)
-    else:
-        shape = (m, n) if batch == 1 else (batch, m, n)
-        _jvp_sweep_(W.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, W.dtype, W.device.type))
+    W = _permuted(E, pivots)
+    _sweep_(W, LU, form, _jvp_sweep_, small.jvp_columns_)
     return empty_column_major(E).copy_(W)  # a sweep by columns would take up to 1.6 times as long
 
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
-    K = empty_row_major(Y)
-    if K.numel() == 0:
-        return K
+    if Y.numel() == 0:
+        return empty_row_major(Y)
+    if _small_form(Y) == "block":
+        return small.curvature(D, pivots, Y)
     m, n = Y.shape[-2:]
     k, batch = min(m, n), Y.shape[:-2].numel()
-    if plan.small(batch, m, n, Y.dtype, Y.device.type) == "block":
-        return small.curvature(D, pivots, Y)
-    shape = (m, n) if batch == 1 else (batch, m, n)
-    X = torch.index_select(Y.reshape(-1, n), 0, _permutation_of_batch(pivots, m)).view(shape)
-    dUH = D.reshape(shape).mT.conj_physical().neg()
+    X = _permuted(Y, pivots).view((m, n) if batch == 1 else (batch, m, n))
+    dUH = D.reshape(X.shape).mT.conj_physical().neg()
     dLH = dUH.triu(1)
     dUH.tril_()
-    result = K.view(shape)
+    K = torch.empty_like(X)
     for J in _blocks(0, k, plan.triangle_panel(k, Y.device.type)):  # the sums begin at the diagonal
         S, width = X[..., J.start :, J.start :], J.stop - J.start
         upper = _product(dLH[..., J, J.start :], S, None).triu_()
         lower = _product(S, dUH[..., J.start :, J], None).tril_(-1)
-        result[..., J, J.start :] = upper
-        result[..., J, J] += rows(lower, 0, width)
+        K[..., J, J.start :] = upper
+        K[..., J, J] += rows(lower, 0, width)
         if J.stop < m:
-            result[..., J.stop :, J] = lower[..., width:, :]
-    return K
+            K[..., J.stop :, J] = lower[..., width:, :]
+    return K.view(Y.shape)
 
 
 def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     """(D, δB) -> -P (dL δU + δL dU), where dL = tril(D, -1) and dU = triu(D), and likewise δL and δU."""
-    E = empty_row_major(dB)
-    if E.numel() == 0:
-        return E
+    if dB.numel() == 0:
+        return empty_row_major(dB)
     m, n = dB.shape[-2:]
-    k, batch = min(m, n), dB.shape[:-2].numel()
+    k = min(m, n)
     (dL, dU), (other_dL, other_dU) = (
-        (columns(X, 0, k).tril(-1), rows(X, 0, k).triu()) for X in (D.reshape(batch, m, n), dB.reshape(batch, m, n))
+        (columns(X, 0, k).tril(-1), rows(X, 0, k).triu()) for X in (D.reshape(-1, m, n), dB.reshape(-1, m, n))
     )
     change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
-    origin = _permutation_of_batch(pivots, m, inverse=True)
-    return torch.index_select(change.view(-1, n), 0, origin, out=E.view(-1, n)).view(E.shape)
+    return _permuted(change.view(dB.shape), pivots, inverse=True)
 
 
 def row_index(rows: Tensor) -> Tensor:

@@ -27,6 +27,17 @@ def exchange_(order: list[int], pivots: list[int], steps: Iterable[int]) -> list
     return order
 
 
+def _array(X: Tensor) -> Array:
+    """X, one matrix, as [m, n]."""
+    return X.numpy(force=True).reshape(X.shape[-2:])
+
+
+def _order(pivots: Tensor, m: int, *, inverse: bool = False) -> list[int]:
+    """The rows of one matrix after the exchanges of the factorization, or the same in reverse."""
+    chosen = pivots.flatten().tolist()
+    return exchange_([*range(m)], chosen, range(len(chosen))[:: -1 if inverse else 1])
+
+
 @lru_cache(maxsize=256)
 def _triangles(m: int, n: int) -> tuple[Array, Array, Array]:
     """Where an m×n matrix is strictly below the diagonal; the same for its first min(m, n) columns; and where not."""
@@ -45,11 +56,11 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     m, n = G.shape[-2:]
     k = min(m, n)
     below, strict, above = _triangles(m, n)
-    W = G.numpy(force=True).reshape(m, n).copy()
+    W = _array(G).copy()
     top, left = W[:k], W[:, :k]
     N = left.copy(order="F")
     N1 = N[:k]
-    BH = LU.numpy(force=True).reshape(m, n).conj().T
+    BH = _array(LU).conj().T
     BH1, BH11 = BH[:k], torch.from_numpy(BH[:k, :k])
     with np.errstate(all="ignore"):
         N1 += np.where(strict.T, BH1, 0) @ left
@@ -61,9 +72,8 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         if m > k:
             top -= BH1[:, k:] @ W[k:]
         _solve_(BH11, top, left=True, upper=True, unit=True)
-    origin = exchange_([*range(m)], pivots.flatten().tolist(), range(k)[::-1])
     X = empty_row_major(G)
-    W.take(origin, axis=0, out=X.numpy().reshape(m, n), mode="clip")
+    W.take(_order(pivots, m, inverse=True), axis=0, out=X.numpy().reshape(m, n), mode="clip")
     return X
 
 
@@ -72,10 +82,9 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     m, n = E.shape[-2:]
     k = min(m, n)
     below, strict, above = _triangles(m, n)
-    order = exchange_([*range(m)], pivots.flatten().tolist(), range(k))
-    W = E.numpy(force=True).reshape(m, n).T.take(order, axis=1).T
+    W = _array(E).T.take(_order(pivots, m), axis=1).T
     top, left = W[:k], W[:, :k]
-    B = LU.numpy(force=True).reshape(m, n)
+    B = _array(LU)
     B11 = torch.from_numpy(B[:k, :k])
     with np.errstate(all="ignore"):
         _solve_(B11, top, left=True, upper=False, unit=True)
@@ -97,8 +106,8 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     m, n = Y.shape[-2:]
     k = min(m, n)
     below, strict, _ = _triangles(m, n)
-    X = Y.numpy(force=True).reshape(m, n)[exchange_([*range(m)], pivots.flatten().tolist(), range(k))]
-    DH = D.numpy(force=True).reshape(m, n).conj().T
+    X = _array(Y)[_order(pivots, m)]
+    DH = _array(D).conj().T
     result = empty_row_major(Y)
     K = result.numpy().reshape(m, n)
     with np.errstate(all="ignore"):

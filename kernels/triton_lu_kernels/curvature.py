@@ -2,8 +2,8 @@
 
     out = -tril(X dU^H, -1) - triu(dL^H X)
 
-out, D and Y are [*batch, m, n] with any strides, `order` [*batch, m] of integers: row i of X is row order[i] of Y. Only
-`out` is written. Grid: one axis, one program per block of a matrix.
+out, D and Y are [*batch, m, n] with any strides, `order` [*batch, m] integers, contiguous: row i of X is row order[i]
+of Y. Only `out` is written. Grid: one axis, one program per block of a matrix.
 
 A block below the diagonal, in the rows i and columns j, is a sum over c from j on; one above it is the transpose of
 such a sum for X^T and D^T, from i on; one on the diagonal consists of both. Every entry is the sum of its own terms in
@@ -13,15 +13,7 @@ the same order in any batch.
 import triton
 import triton.language as tl
 
-from . import blocks, field, launch, layout
-
-
-@triton.jit
-def _rows(order, first, ROWS: tl.constexpr):
-    """Entries [1, ROWS] of order = (pointer, strides, shape, batch) from `first` on; 0 for rows that do not exist."""
-    rows = first + tl.arange(0, ROWS)[None, :]
-    offsets = layout.batch_offset(order[1][0], order[3]) + rows * order[1][1]
-    return tl.load(order[0] + offsets, rows < order[2][0], other=0).to(tl.int32)
+from . import blocks, field, launch, layout, permutation
 
 
 @triton.jit
@@ -34,10 +26,10 @@ def _sum(D, Y, order, i, j, BLOCK: tl.constexpr, TERMS: tl.constexpr, TRANSPOSED
         row += 1  # dL is strictly lower
     else:
         end = Y[2][1]
-        source = _rows(order, i, BLOCK)
+        source = permutation.places(order, i, BLOCK).to(tl.int32)
     for c in tl.range(j, end, TERMS, disable_licm=True):
         if TRANSPOSED:
-            source = _rows(order, c, TERMS)
+            source = permutation.places(order, c, TERMS).to(tl.int32)
         X = blocks.load(Y, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
         T = blocks.load(D, j, c, BLOCK, TERMS, TRANSPOSED)
         col = c + tl.arange(0, TERMS)[None, :]

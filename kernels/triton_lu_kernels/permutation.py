@@ -77,6 +77,15 @@ def store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, sha
 
 
 @triton.jit
+def places(order, row, ROWS: tl.constexpr):
+    """Entries [1, ROWS] from `row` on of order = (pointer, strides, shape, batch), contiguous; 0 for rows that do not
+    exist."""
+    rows = row + tl.arange(0, ROWS)[None, :]
+    offsets = layout.batch_offset(order[1][0], order[3]) + rows
+    return tl.load(order[0] + offsets, rows < order[2][0], other=0)
+
+
+@triton.jit
 def order_kernel(order_ptr, pivots_ptr, order_strides, pivots_strides, shape, ROWS: tl.constexpr):
     programs = tl.cdiv(shape[0], ROWS)
     batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)

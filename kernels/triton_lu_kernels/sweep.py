@@ -43,14 +43,6 @@ from . import blocks, field, launch, layout, permutation
 
 
 @triton.jit
-def _places(order, row, ROWS: tl.constexpr):
-    """Entries [1, ROWS] from `row` on of order = (pointer, strides, shape, batch); 0 for rows that do not exist."""
-    rows = row + tl.arange(0, ROWS)[None, :]
-    offsets = layout.batch_offset(order[1][0], order[3]) + rows
-    return tl.load(order[0] + offsets, rows < order[2][0], other=0)
-
-
-@triton.jit
 def _inverse(inverses, J, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
     """U11^-T, or L11^-1 if TRANSPOSED: the transposed inverse of the upper triangle of B11, or of B11^T."""
     return blocks.load(inverses, 2 * J if TRANSPOSED else 2 * J + BLOCK, 0, BLOCK, BLOCK)
@@ -185,7 +177,7 @@ def _terms(
     matrices."""
     total = field.zeros((BLOCK, BLOCK), out[0].dtype.element_ty, out[4])
     if not FORWARD:
-        places = _places(order, i, BLOCK)
+        places = permutation.places(order, i, BLOCK)
     for c in tl.range(first, end, TERMS, disable_licm=True):
         if FORWARD:
             dL = blocks.load(out, i, c, BLOCK, TERMS, TRANSPOSED)
@@ -195,7 +187,7 @@ def _terms(
             dU = blocks.load(out, c, J, TERMS, BLOCK, TRANSPOSED)
             total = field.add(total, field.dot(L, dU))
         else:
-            source = _places(order, c, TERMS) if TRANSPOSED else places
+            source = permutation.places(order, c, TERMS) if TRANSPOSED else places
             S = blocks.load(out, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
             U12 = blocks.load(LU, J, c, BLOCK, TERMS, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12)))
@@ -264,7 +256,7 @@ def _tile(
             piece = _terms(out, LU, order, i, J, start, stop, FORWARD, BLOCK, TERMS, TRANSPOSED)
         total = field.add(total, piece)
 
-    places = _places(order, J if TRANSPOSED else i, BLOCK)
+    places = permutation.places(order, J if TRANSPOSED else i, BLOCK)
     W = field.subtract(blocks.load(X, i, J, BLOCK, BLOCK, TRANSPOSED, source=places if FORWARD else None), total)
     inverse = _inverse(inverses, J, BLOCK, TRANSPOSED)
     row = _sum_row(shape, i, BLOCK, TRANSPOSED)
@@ -298,7 +290,7 @@ def _diagonal_block(
 ):
     """X11 or dB11."""
     m, n = out[2][:2]
-    places = _places(order, J, BLOCK)
+    places = permutation.places(order, J, BLOCK)
     W = blocks.load(X, J, J, BLOCK, BLOCK, source=places if FORWARD else None)
     if FORWARD:
         if J > 0:
