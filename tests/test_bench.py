@@ -407,7 +407,7 @@ def test_plans_read_what_was_written(file):
     assert plan.sweep(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
     assert plan.sweep(1, 128, 128, torch.float32, "cpu").block == 128
     assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 16
-    assert plan.small(10_000, 8, 8, torch.float32, "cpu") == "columns"
+    assert plan.small("vjp", 10_000, 8, 8, torch.float32, "cpu") == "columns"
 
 
 def test_the_file_is_read_once(file):

@@ -18,11 +18,12 @@ def test_every_problem_has_a_sweep():
         assert 2 <= sweep.block <= max(sweep.span, min(m, n), 2)
 
 
+@pytest.mark.parametrize("name", ["vjp", "jvp", "curvature"])
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 64), (torch.complex64, 32)], ids=str)
-def test_small_problems_are_small(dtype, limit):
+def test_small_problems_are_small(dtype, limit, name):
     for batch, m, n in itertools.product(BATCHES, SIZES, SIZES):
-        assert plan.small(batch, m, n, dtype, "cuda") is None
-        form = plan.small(batch, m, n, dtype, "cpu")
+        assert plan.small(name, batch, m, n, dtype, "cuda") is None
+        form = plan.small(name, batch, m, n, dtype, "cpu")
         assert (form == "block") == (batch == 1 and max(m, n) <= limit)
         assert form != "columns" or (batch > 1 and max(m, n) <= 8)
 

@@ -1,13 +1,15 @@
 """Settings that allow products of reduced precision do not reach the operators, and are as before afterwards."""
 
 import threading
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_lu
-from triton_lu import aten, precision
+from triton_lu import aten, plan, precision
 
 
 @pytest.fixture
@@ -21,41 +23,52 @@ def settings():
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
 
 
-def spy(monkeypatch, module, name):
-    """The settings in force whenever the function is called."""
-    seen, function = [], getattr(module, name)
+class Products(TorchDispatchMode):
+    """The settings in force at every product of matrices."""
 
-    def recorded(*args, **kwargs):
-        seen.append(settings())
-        return function(*args, **kwargs)
+    def __init__(self):
+        super().__init__()
+        self.seen = []
 
-    monkeypatch.setattr(module, name, recorded)
-    return seen
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "mm" in function._schema.name:
+            self.seen.append(settings())
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
-def test_operators_run_in_full_precision(tf32, monkeypatch, dtype):
-    seen = [spy(monkeypatch, aten, name) for name in ("factor", "vjp", "jvp")]
+@pytest.mark.parametrize("shape", [(130, 130), (3, 20, 20)], ids=str)
+def test_products_are_in_full_precision(tf32, shape, dtype):
     before = settings()
     assert before == ("tf32", "tf32")
-    A = torch.randn(5, 5, dtype=dtype, requires_grad=True)
-    LU, _ = triton_lu.lu(A, pivot=False)
-    LU.abs().sum().backward()
-    torch.func.jvp(lambda A: triton_lu.lu(A)[0], (A.detach(),), (torch.ones_like(A),))
-    assert settings() == before
-    expected = before if dtype == torch.float64 else ("ieee", "ieee")  # double precision: nothing to protect
-    assert all(each and set(each) == {expected} for each in seen)
+    LU, pivots, _ = aten.factor(torch.randn(shape, dtype=dtype), True)
+    maps = {name: partial(getattr(aten, name), LU, pivots, LU) for name in ("vjp", "jvp", "curvature", "mixed")}
+    maps["factor"] = partial(aten.factor, LU, False)
+    for name, compute in maps.items():
+        with Products() as products:
+            compute()
+        expected = before if dtype == torch.float64 else ("ieee", "ieee")  # double precision: nothing to protect
+        assert {*products.seen} == {expected}, name
+        assert settings() == before
 
 
-def test_third_derivatives_run_in_full_precision(tf32, monkeypatch):
+def test_third_derivatives_are_in_full_precision(tf32, monkeypatch):
     """They hold no products besides the operators'."""
-    seen = [spy(monkeypatch, aten, name) for name in ("jvp", "vjp", "curvature", "mixed")]
-    outside = spy(monkeypatch, torch.Tensor, "__matmul__")
+    seen = []
+    for name in ("addmm_", "baddbmm_", "__matmul__"):
+        function = getattr(torch.Tensor, name)
+
+        def recorded(*args, function=function, **kwargs):
+            seen.append(settings())
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, recorded)
+    monkeypatch.setattr(plan, "small", lambda *problem: None)
     A = torch.randn(4, 4)
     for first, second, third in product([torch.func.jacrev, torch.func.jacfwd], repeat=3):
+        seen.clear()
         first(second(third(lambda A: triton_lu.lu(A)[0].square().sum())))(A)
-    assert [{*each} for each in seen] == [{("ieee", "ieee")}] * 4
-    assert not outside
+        assert {*seen} == {("ieee", "ieee")}
     assert settings() == ("tf32", "tf32")
 
 

@@ -15,13 +15,20 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan, small
+from triton_lu.precision import full_precision
 from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
-    if pivot:
+    with full_precision(A):
+        if not pivot:
+            return _factor_in_place(A)
         return _factor_one_by_one(A) if plan.one_by_one(A.shape, A.device.type) else tuple(torch.linalg.lu_factor_ex(A))
+
+
+def _factor_in_place(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without exchanges."""
     LU, pivots, infos = empty_factors(A)
     LU.copy_(A)
     if LU.numel():
@@ -140,9 +147,9 @@ def _follow_links(pivots: Tensor, m: int) -> Tensor:
     return torch.cat([final, found[..., k:]], -1)
 
 
-def _small_form(X: Tensor) -> str | None:
+def _small_form(name: str, X: Tensor) -> str | None:
     m, n = X.shape[-2:]
-    return plan.small(X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
+    return plan.small(name, X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
 
 
 def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
@@ -152,27 +159,27 @@ def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
     return torch.index_select(X.reshape(-1, n), 0, order).view(X.shape)
 
 
-def _sweep_(
-    X: Tensor, LU: Tensor, form: str | None, blocked_: Callable[..., None], columns_: Callable[..., None]
-) -> None:
-    """The sweep of X in place: by blocks, or for batches of small matrices column by column."""
-    if form == "columns":
-        return small.sweep_(X, LU, columns_)
+def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Sweep], None]) -> None:
+    """The sweep of X by blocks, in place."""
     m, n = X.shape[-2:]
     batch = X.shape[:-2].numel()
     shape = (m, n) if batch == 1 else (batch, m, n)
-    blocked_(X.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, X.dtype, X.device.type))
+    with full_precision(X):
+        blocked_(X.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, X.dtype, X.device.type))
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     if G.numel() == 0:
         return empty_row_major(G)
-    form = _small_form(G)
+    form = _small_form("vjp", G)
     if form == "block":
         return small.vjp(LU, pivots, G)
-    X = empty_row_major(G).copy_(G)
-    _sweep_(X, LU, form, _vjp_sweep_, small.vjp_columns_)
+    X = empty_row_major(G)
+    if form == "columns":
+        small.sweep(small.vjp_columns, G, LU, X)
+    else:
+        _sweep_(X.copy_(G), LU, _vjp_sweep_)
     m, n = X.shape[-2:]
     if n <= plan.PANEL:
         return _permuted(X, pivots, inverse=True)
@@ -189,11 +196,13 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
     if E.numel() == 0:
         return empty_column_major(E)
-    form = _small_form(E)
+    form = _small_form("jvp", E)
     if form == "block":
         return small.jvp(LU, pivots, E)
     W = _permuted(E, pivots)
-    _sweep_(W, LU, form, _jvp_sweep_, small.jvp_columns_)
+    if form == "columns":
+        return small.sweep(small.jvp_columns, W, LU, empty_column_major(E))
+    _sweep_(W, LU, _jvp_sweep_)
     return empty_column_major(E).copy_(W)  # a sweep by columns would take up to 1.6 times as long
 
 
@@ -201,23 +210,29 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
     if Y.numel() == 0:
         return empty_row_major(Y)
-    if _small_form(Y) == "block":
+    form = _small_form("curvature", Y)
+    if form == "block":
         return small.curvature(D, pivots, Y)
+    X = _permuted(Y, pivots)
+    if form == "columns":
+        return small.sweep(small.curvature_columns, X, D, empty_row_major(Y))
     m, n = Y.shape[-2:]
     k, batch = min(m, n), Y.shape[:-2].numel()
-    X = _permuted(Y, pivots).view((m, n) if batch == 1 else (batch, m, n))
+    X = X.view((m, n) if batch == 1 else (batch, m, n))
     dUH = D.reshape(X.shape).mT.conj_physical().neg()
     dLH = dUH.triu(1)
     dUH.tril_()
     K = torch.empty_like(X)
-    for J in _blocks(0, k, plan.triangle_panel(k, Y.device.type)):  # the sums begin at the diagonal
-        S, width = X[..., J.start :, J.start :], J.stop - J.start
-        upper = _product(dLH[..., J, J.start :], S, None).triu_()
-        lower = _product(S, dUH[..., J.start :, J], None).tril_(-1)
-        K[..., J, J.start :] = upper
-        K[..., J, J] += rows(lower, 0, width)
-        if J.stop < m:
-            K[..., J.stop :, J] = lower[..., width:, :]
+    with full_precision(Y):
+        for J in _blocks(0, k, plan.triangle_panel(k, Y.device.type)):  # the sums begin at the diagonal
+            below, right, width = slice(J.start, m), slice(J.start, n), J.stop - J.start
+            S = _part(X, below, right)
+            upper = _product(_part(dLH, J, below), S, None).triu_()
+            lower = _product(S, _part(dUH, right, J), None).tril_(-1)
+            rows(lower, 0, width).add_(columns(upper, 0, width))
+            _part(K, below, J).copy_(lower)
+            if J.stop < n:
+                _part(K, J, slice(J.stop, n)).copy_(columns(upper, width, n - J.start))
     return K.view(Y.shape)
 
 
@@ -230,7 +245,8 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     (dL, dU), (other_dL, other_dU) = (
         (columns(X, 0, k).tril(-1), rows(X, 0, k).triu()) for X in (D.reshape(-1, m, n), dB.reshape(-1, m, n))
     )
-    change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
+    with full_precision(D):
+        change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
     return _permuted(change.view(dB.shape), pivots, inverse=True)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from triton_lu import aten, plan
 from triton_lu.backend import current
-from triton_lu.precision import full_precision
 from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
 
 _library = torch.library.Library("triton_lu", "DEF")
@@ -97,8 +96,7 @@ def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor
         from triton_lu import driver  # imports Triton
 
         return driver.factor(A, pivot)
-    with full_precision(A):
-        return aten.factor(A, pivot)
+    return aten.factor(A, pivot)
 
 
 def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
@@ -107,8 +105,7 @@ def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool)
         from triton_lu import driver
 
         return getattr(driver, name)(LU, pivots, X)
-    with full_precision(X):
-        return getattr(aten, name)(LU, pivots, X)
+    return getattr(aten, name)(LU, pivots, X)
 
 
 def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
@@ -117,8 +114,7 @@ def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bo
         from triton_lu import driver
 
         return getattr(driver, name)(D, pivots, X)
-    with full_precision(X):
-        return getattr(aten, name)(D, pivots, X)
+    return getattr(aten, name)(D, pivots, X)
 
 
 def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:

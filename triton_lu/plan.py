@@ -19,22 +19,24 @@ CACHED = (
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
-def small(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> str | None:
-    """How NumPy solves small problems on a CPU, where its calls are faster: in one "block" or by "columns".
+def small(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> str | None:
+    """How NumPy runs that operator for small matrices on a CPU, where its calls are faster: "block" or "columns".
 
     A backward of one matrix takes 26 µs instead of 68 at 4×4, 42 instead of 87 at 32×32, 74 instead of 118 at 64×64.
     The products of larger ones (complex: from 33×33 on) have threads, of another library than ATen's: where both have
     as many as there are cores they wait for each other, for milliseconds.
 
     By columns a backward of 10,000 matrices of 4×4 takes a quarter of the time of one in a block in ATen, one of 100
-    half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer.
+    half, one of 10,000 of 8×8 two thirds; a few matrices take as long either way, and from 16×16 on longer. `curvature`
+    takes half of the time at 4×4 and at 8×4, the same or up to twice as long at 8×8.
     """
     largest = max(m, n)
     if device != "cpu":
         return None
     if batch == 1:
         return "block" if largest <= (32 if dtype.is_complex else 64) else None
-    return "columns" if largest <= 8 and batch >= 2 * largest**2 else None
+    entries = 32 if name == "curvature" else 64
+    return "columns" if largest <= 8 and m * n <= entries and batch >= 2 * largest**2 else None
 
 
 @dataclass(frozen=True)

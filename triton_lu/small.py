@@ -1,7 +1,7 @@
 """The maps of small matrices on a CPU, in NumPy, where a call takes a third of one in ATen. Notation as in `aten.py`.
 
 For one matrix they are in one block, in the order of operations of `aten._vjp_block_` and `aten._jvp_block_`. For
-batches they are sweeps column by column: blocks of width one, for which the solves are divisions and there is no inner
+batches they go column by column: blocks of width one, for which the solves are divisions and there is no inner
 problem. Results are in memory of PyTorch's own, which can be resized.
 """
 
@@ -116,23 +116,22 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     return result
 
 
-def sweep_(X: Tensor, LU: Tensor, columns_: Callable[[Array, Array], None]) -> None:
-    """`vjp_columns_` or `jvp_columns_` of as many matrices at a time as a cache holds."""
+def sweep(columns: Callable[[Array, Array], Array], X: Tensor, factors: Tensor, result: Tensor) -> Tensor:
+    """The result of `vjp_columns` or its kin, for as many matrices at a time as a cache holds."""
     shape = (-1, *X.shape[-2:])
-    matrices, factors = X.numpy().reshape(shape), LU.numpy(force=True).reshape(shape)
-    at_once = plan.CACHED // matrices[0].size
-    for i in range(0, len(matrices), at_once):
+    given, B, out = (x.numpy(force=True).reshape(shape) for x in (X, factors, result))
+    at_once = plan.CACHED // given[0].size
+    for i in range(0, len(given), at_once):
         some = slice(i, i + at_once)
-        W, B = (x[some].transpose(1, 2, 0).copy() for x in (matrices, factors))
         with np.errstate(all="ignore"):
-            columns_(W, B)
-        matrices[some] = W.transpose(2, 0, 1)
+            out[some] = columns(*(x[some].transpose(1, 2, 0).copy() for x in (given, B))).transpose(2, 0, 1)
+    return result
 
 
 # W and B are [m, n, batch], so that every operation is one pass over contiguous batches
 
 
-def vjp_columns_(W: Array, B: Array) -> None:
+def vjp_columns(W: Array, B: Array) -> Array:
     """`aten._vjp_sweep_`."""
     B = B.conj()
     for j in reversed(range(min(W.shape[:2]))):
@@ -142,9 +141,10 @@ def vjp_columns_(W: Array, B: Array) -> None:
         W[R, j] -= (S * u12).sum(1)
         W[R, j] /= B[j, j]
         W[j, j] -= (l21 * W[R, j]).sum(0)
+    return W
 
 
-def jvp_columns_(W: Array, B: Array) -> None:
+def jvp_columns(W: Array, B: Array) -> Array:
     """`aten._jvp_sweep_`."""
     for j in range(min(W.shape[:2])):
         R = slice(j + 1, None)
@@ -152,3 +152,14 @@ def jvp_columns_(W: Array, B: Array) -> None:
         W[R, j] /= B[j, j]
         W[R, R] -= W[R, j, None] * B[j, R]
         W[R, R] -= B[R, j, None] * W[j, R]
+    return W
+
+
+def curvature_columns(X: Array, D: Array) -> Array:
+    """`aten.curvature` of the rows of Pᵀ Y."""
+    D = D.conj()
+    K = np.empty_like(X)
+    for j in range(min(X.shape[:2])):
+        K[j, j:] = -(D[j + 1 :, j, None] * X[j + 1 :, j:]).sum(0)
+        K[j + 1 :, j] = -(X[j + 1 :, j:] * D[j, j:]).sum(1)
+    return K
