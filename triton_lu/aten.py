@@ -353,11 +353,11 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
         R = slice(J.stop, m)
         blocks = _blocks(J.start, J.stop, sweep.block)
         for I in blocks:  # W is below the diagonal what Lᴴ W is there
-            left, below = slice(J.start, I.stop), slice(I.stop, m)
-            row = _part(W, I, left)
-            lower = _product(_adjoint(_part(B, I, I), room[0]).triu(1), row, room[1])
-            if I.stop < m:
-                _add_product_(lower, _adjoint(_part(B, below, I), room[0]), _part(W, below, left))
+            left, here = slice(J.start, I.stop), slice(I.start, m)
+            row, panel = _part(W, I, left), _part(B, here, I).mT
+            LH = torch.conj_physical(panel, out=_place(room[0], panel.shape))
+            columns(LH, 0, I.stop - I.start).triu_(1)
+            lower = _product(LH, _part(W, here, left), room[1])
             lower[..., I.start - J.start :].tril_(-1)
             row += lower
         for I in reversed(blocks):  # W is below the diagonal N, and X in the rows R
