@@ -7,6 +7,7 @@ problem. Results are in memory of PyTorch's own, which can be resized.
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,9 +41,17 @@ def _order(pivots: Tensor, m: int, *, inverse: bool = False) -> list[int]:
 
 @lru_cache(maxsize=256)
 def _triangles(m: int, n: int) -> tuple[Array, Array, Array]:
-    """Where an m×n matrix is strictly below the diagonal; the same for its first min(m, n) columns; and where not."""
-    below = np.tri(m, n, -1, dtype=bool)
+    """Where an m×n matrix is strictly below the diagonal; the same for its first min(m, n) columns; and where not.
+
+    Column by column, like the factors that they are applied to.
+    """
+    below = np.asfortranarray(np.tri(m, n, -1, dtype=bool))
     return below, below[:, :m], ~below[:, :m]
+
+
+def _layout(X: Tensor, right_hand_sides: int, *, left: bool) -> Literal["C", "F"]:
+    """That of the right-hand sides of a solve, in NumPy's words."""
+    return "C" if plan.solve_by_rows(X.dtype, right_hand_sides, left=left) else "F"
 
 
 def _solve_(T: Tensor, X: Array, *, left: bool, upper: bool, unit: bool = False) -> None:
@@ -58,7 +67,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     below, strict, above = _triangles(m, n)
     W = _array(G).copy()
     top, left = W[:k], W[:, :k]
-    N = left.copy(order="F")
+    N = left.copy(order=_layout(G, m, left=False))
     N1 = N[:k]
     BH = _array(LU).conj().T
     BH1, BH11 = BH[:k], torch.from_numpy(BH[:k, :k])
@@ -82,7 +91,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     m, n = E.shape[-2:]
     k = min(m, n)
     below, strict, above = _triangles(m, n)
-    W = _array(E).T.take(_order(pivots, m), axis=1).T
+    W = np.asarray(_array(E).take(_order(pivots, m), axis=0), order=_layout(E, n, left=True))
     top, left = W[:k], W[:, :k]
     B = _array(LU)
     B11 = torch.from_numpy(B[:k, :k])
@@ -90,7 +99,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         _solve_(B11, top, left=True, upper=False, unit=True)
         if m > k:
             W[k:] -= B[k:] @ top
-        T = left.copy(order="F")
+        T = left.copy(order=_layout(E, m, left=False))
         _solve_(B11, T, left=False, upper=True)
         np.copyto(T, 0, where=above)
         T1 = T[:k]
@@ -98,7 +107,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         np.copyto(W, 0, where=below)
         left += T
         left += np.where(strict, B[:, :k], 0) @ T1
-    return torch.from_numpy(W.reshape(E.shape)).clone()
+    return torch.from_numpy(np.asfortranarray(W).reshape(E.shape)).clone()
 
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
