@@ -317,8 +317,10 @@ def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
         C.add_(torch.bmm(A, B), alpha=alpha)
 
 
-def _solve(T: Tensor, X: Tensor, room: Tensor | None, *, left: bool, upper: bool, unit: bool = False) -> Tensor:
-    """T⁻¹ X or X T⁻¹: in the workspace if there is one, but in place where X is laid out as the solve wants it."""
+def _solve(
+    T: Tensor, X: Tensor, room: Tensor | None, *, left: bool, upper: bool, unit: bool = False, in_place: bool = True
+) -> Tensor:
+    """T⁻¹ X or X T⁻¹: in the workspace if there is one, or in place where X is laid out as the solve wants it."""
     width, right_hand_sides = T.shape[-1], X.shape[-1 if left else -2]
     if plan.by_inverse(X.dtype, right_hand_sides, width, X.device.type, left=left, batched=X.ndim > 2):
         inverse = torch.eye(width, dtype=T.dtype, device=T.device).expand_as(T).contiguous()
@@ -326,7 +328,7 @@ def _solve(T: Tensor, X: Tensor, room: Tensor | None, *, left: bool, upper: bool
         solve_triangular(T, inverse, upper=upper, left=from_left, unitriangular=unit, out=inverse)
         return _product(inverse, X, room) if left else _product(X, inverse, room)
     by_rows = plan.solve_by_rows(X.dtype, right_hand_sides, left=left)
-    if not (X if by_rows else X.mT).is_contiguous():
+    if not (in_place and (X if by_rows else X.mT).is_contiguous()):
         X = _place(X.new_empty(X.numel()) if room is None else room, X.shape, by_rows=by_rows).copy_(X)
     return solve_triangular(T, X, upper=upper, left=left, unitriangular=unit, out=X)
 
@@ -451,8 +453,7 @@ def _jvp_block_(W: Tensor, B: Tensor) -> None:
     top.copy_(_solve(B11, top, room, left=True, upper=False, unit=True))
     if m > k:
         _add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
-    T = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
-    T = _solve(B11, T, None, left=False, upper=True).tril_(-1)
+    T = _solve(B11, left, room, left=False, upper=True, in_place=False).tril_(-1)
     _add_product_(top, rows(T, 0, k), B1, alpha=-1)
     W.triu_()
     left += T
