@@ -5,10 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import permutation as permutation_kernel
-from triton_lu_kernels import sweep, tile, warp
+from triton_lu_kernels import products, sweep, tile, warp
 
 from triton_lu import plan
 from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
@@ -36,11 +35,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
-    chosen = _planned("curvature", Y)
-    out, order = empty_row_major(Y), permutation(pivots, Y.shape[-2])
-    with _launching(Y):
-        curvature_kernel.curvature(out, _within_32_bits(D), order, _within_32_bits(Y), **vars(chosen))
-    return out
+    return _map("curvature", empty_row_major(Y), D, pivots, Y)
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
@@ -53,8 +48,9 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
-    arguments = (out, _within_32_bits(LU), pivots, _within_32_bits(X))
-    regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep}[type(chosen)]
+    regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep, plan.Products: products}[type(chosen)]
+    rows = permutation(pivots, X.shape[-2]) if isinstance(chosen, plan.Products) else pivots
+    arguments = (out, _within_32_bits(LU), rows, _within_32_bits(X))
     if isinstance(chosen, plan.Blocked):
         arguments += sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
     with _launching(X):

@@ -284,7 +284,8 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
     vjp and jvp: 4, 8: 1.0 in every dtype;  16: 1.1 / 1.2 / 1.2 / 1.5;  32: 1.0 / 1.0 / 1.5 / 1.0;
     64: 1.5 / 1.6 / 2.0 / 1.7;  128: 2.3 / 1.7 / 2.6 / 2.6, of the L2 cache, as if L1 served none of what is read again;
-    factor: 4, 8, 16: 1.0 in every dtype;  32: 1.0 / 1.4 / 1.2 / 1.7;  64: 2.2 / – / – / –.
+    curvature, to 16, and factor: 4, 8, 16: 1.0 in every dtype;
+    factor: 32: 1.0 / 1.4 / 1.2 / 1.7;  64: 2.2 / – / – / –.
 
     Measured for vjp, over a copy, on an H100 with Triton 3.6: 4: 1.1 / 1.0 / 1.0 / 1.0;  8: 1.2 / 1.1 / 1.2 / 1.0;
     16: 1.6 / 1.5 / 2.0 / –;  32: 2.2 / 1.5 / 4.6 / –;  64: 4.2 / 2.7 / 4.7 / –;  128: 6.6 / 4.3 / 7.2 / – (tiles with
@@ -301,7 +302,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     largest = max(m, n)
     if name == "factor":
         return _columns(largest, dtype)
-    if name == "curvature":
+    if name == "curvature" and largest > 16:
         return _products(largest, dtype)
     if name == "mixed":
         return None
@@ -323,24 +324,22 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
 
 
 def _products(largest: int, dtype: torch.dtype) -> Products | None:
-    """The kernel of `curvature` for matrices of at most `largest` rows and columns.
+    """The kernel of `curvature` for matrices of at most `largest` rows and columns, from 17 on.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
-    16: 1.0 / 1.0 / 1.1 / 1.0;  32: 1.0 / 1.0 / 1.5 / 1.0;  64: 1.5 / 1.0 / 2.8 / 1.2;  128: 1.8 / 1.5 / 4.4 / 2.3;
-    512: 4.4 / 3.6 / – / –. At 4×4, where a program has one matrix in its block, 17 / 9 / 15 / 10: 67 µs for 65,536 in
-    float32. Stacks are 96 bytes at most (sm_80, sm_90 and sm_100; Triton 3.9). In complex64 blocks of 32 have larger
-    ones or take longer. Complex matrices above 128, of which kernels would load too much, are ATen's.
+    32: 1.0 / 1.0 / 1.5 / 1.0;  64: 1.5 / 1.0 / 2.8 / 1.2;  128: 1.8 / 1.5 / 4.4 / 2.3;  512: 4.4 / 3.6 / – / –. Stacks
+    are 96 bytes at most (sm_80, sm_90 and sm_100; Triton 3.9). In complex64 blocks of 32 have larger ones or take
+    longer. Complex matrices above 128, of which kernels would load too much, are ATen's.
     """
     if dtype.is_complex:
         if largest > 128:
             return None
-        if largest > 16 and dtype == torch.complex128:
+        if dtype == torch.complex128:
             return Products(block=32, terms=16, num_warps=2)
         return Products(block=16, terms=16, num_warps=1)
     if largest > 32:
         return Products(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8) if largest < LIBRARY else None
-    block = 16 if largest <= 16 else 32
-    return Products(block=block, terms=block, num_warps=1)
+    return Products(block=32, terms=32, num_warps=1)
 
 
 def _blocked(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocked:

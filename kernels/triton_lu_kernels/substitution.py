@@ -24,12 +24,18 @@ def _entry(factors, i: tl.constexpr, k: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def product(factors, vectors, UPPER: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """T applied to the N vectors; T is U if UPPER, L otherwise, or the transpose of that."""
+def product(factors, vectors, UPPER: tl.constexpr, TRANSPOSED: tl.constexpr, UNIT: tl.constexpr = True):
+    """T applied to the N vectors; T is U if UPPER, L otherwise, or the transpose of that. L's diagonal is that of a
+    change of L, zero, if not UNIT."""
     N: tl.constexpr = len(vectors)
     result = ()
     for i in tl.static_range(N):
-        total = field.multiply(_entry(factors, i, i, TRANSPOSED), vectors[i]) if UPPER else vectors[i]
+        if UPPER:
+            total = field.multiply(_entry(factors, i, i, TRANSPOSED), vectors[i])
+        elif UNIT:
+            total = vectors[i]
+        else:
+            total = field.constant_like(vectors[i], 0.0)
         if UPPER != TRANSPOSED:
             for k in tl.static_range(i + 1, N):
                 total = field.multiply_add(_entry(factors, i, k, TRANSPOSED), vectors[k], total)

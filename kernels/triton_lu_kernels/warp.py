@@ -1,11 +1,13 @@
-"""The backward of LU and its forward mode for matrices of at most 16 rows and columns: one row (or column) per lane.
+"""The derivatives of LU for matrices of at most 16 rows and columns: one row (or column) per lane.
 
-    vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
-    jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
+    vjp:        out = P X,                                X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
+    jvp:        out = L tril(M, -1) + triu(M) U,          M = L^-1 (P^T E) U^-1
+    curvature:  out = -tril(X dU^H, -1) - triu(dL^H X),   X = P^T Y
 
     LU      [*batch, m, n]  L strictly below the diagonal, U on and above it
+    D       [*batch, m, n]  dL and dU likewise
     pivots  [*batch, k]     int32, 1-based; k = min(m, n)
-    G, E    [*batch, m, n]  the upstream gradient; the change of the matrix
+    G, E, Y [*batch, m, n]  the upstream gradient; the change of the matrix; a gradient of it
     out     [*batch, m, n]
 
 Real and complex, any strides, but offsets inside a matrix must be below 2^31, counted in reals. Every matrix is
@@ -15,7 +17,7 @@ the result is the answer.
 Grid: one axis, `MATRICES` matrices per program. The maps are evaluated as they stand, by shuffles: what has U in it by
 columns, what has L in it by rows, with one exchange of lanes and registers on the way there and one on the way back.
 
-LU, pivots and G or E are read once, each row of E straight from its place under P; out is written once, each row of X
+Every argument is read once, each row of E and Y straight from its place under P; out is written once, each row of P X
 straight to its place; nothing else is touched. No sum crosses matrices: a matrix gets the same bits in any batch.
 """
 
@@ -114,6 +116,43 @@ def jvp_kernel(
     layout.store_tile(out_ptr, out_strides, shape, batch, batch_mask, None, dB, OUT_BY_COLUMN, RAGGED)
 
 
+@triton.jit
+def curvature_kernel(
+    out_ptr,
+    D_ptr,
+    pivots_ptr,
+    Y_ptr,
+    out_strides,
+    D_strides,
+    pivots_strides,
+    Y_strides,
+    shape,
+    batch_size,
+    N: tl.constexpr,
+    MATRICES: tl.constexpr,
+    COMPONENTS: tl.constexpr,
+    OUT_BY_COLUMN: tl.constexpr,
+    LU_BY_COLUMN: tl.constexpr,
+    IN_BY_COLUMN: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    batch = layout.batch_index(number, shape)
+    batch_mask = number < batch_size
+    source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
+    X = layout.load_tile(
+        Y_ptr, Y_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
+    )
+    D = layout.load_tile(D_ptr, D_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED)
+
+    factors = layout.unstack(field.conjugate(D))
+    cols = layout.unstack(X)
+    rows = substitution.product(factors, layout.turn(cols), UPPER=False, TRANSPOSED=True, UNIT=False)
+    cols = substitution.product(factors, cols, UPPER=True, TRANSPOSED=False)
+    K = field.negate(layout.stack(substitution.merge_columns(cols, layout.turn(rows))))
+    layout.store_tile(out_ptr, out_strides, shape, batch, batch_mask, None, K, OUT_BY_COLUMN, RAGGED)
+
+
 def vjp(out, LU, pivots, G, *, matrices, num_warps):
     """Writes the backward of LU to `out`: P X with X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H.
 
@@ -137,6 +176,14 @@ def jvp(out, LU, pivots, E, *, matrices, num_warps):
         halves.jvp(out, LU, pivots, E, num_warps=num_warps)
     else:
         _launch(jvp_kernel, out, LU, pivots, E, matrices, num_warps)
+
+
+def curvature(out, D, pivots, Y, *, matrices, num_warps):
+    """Writes the product of second derivatives to `out`: -tril(X dU^H, -1) - triu(dL^H X) with X = P^T Y.
+
+    Arguments as those of `vjp`, D and Y for LU and G; m and n at most 16.
+    """
+    _launch(curvature_kernel, out, D, pivots, Y, matrices, num_warps)
 
 
 def _launch(kernel, out, LU, pivots, x, matrices, num_warps):

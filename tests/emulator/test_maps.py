@@ -1,4 +1,4 @@
-"""The kernels of vjp and jvp as compiled, with the plan's constants: kinds of matrices, traffic and registers.
+"""The kernels of maps as compiled, with the plan's constants: kinds of matrices, traffic and registers.
 
 Every regime and dtype in every layout: `test_operators`. Runs in a process of its own, without Triton's interpreter and
 with `ptxrun` importable.
@@ -24,7 +24,8 @@ COMPILED = [
     *((torch.float32, target) for target in [*TARGETS, "sm_100"]),
     *((dtype, "sm_90") for dtype in (torch.float64, torch.complex64, torch.complex128)),
 ]
-FULL = [((4, 4), torch.float32), ((8, 8), torch.float64), ((16, 16), torch.float32), ((32, 32), torch.float32)]
+FULL = [(4, torch.float32), (8, torch.float64), (16, torch.float32), (32, torch.float32)]
+WARP = [(name, *problem) for name in [*MAPS, "curvature"] for problem in FULL if name in MAPS or problem[0] <= 16]
 
 
 def run(name, LU, pivots, X, out=None, **options):
@@ -68,12 +69,11 @@ def test_irregular_matrices_leave_their_neighbours_alone(name):
     assert torch.equal(run(name, *mixed, target="sm_90")[0][1::2], run(name, *regular, target="sm_90")[0])
 
 
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize(("shape", "dtype"), FULL, ids=str)
-def test_traffic(name, shape, dtype):
+@pytest.mark.parametrize(("name", "size", "dtype"), WARP, ids=str)
+def test_traffic(name, size, dtype):
     """Nothing is read twice, written twice or fetched in part; B by columns and X by rows are both coalesced."""
-    matrices = kernel_plan(name, *shape, dtype).matrices
-    LU, pivots, X = args = problem(8 * matrices, *shape, dtype)
+    matrices = kernel_plan(name, size, size, dtype).matrices
+    LU, pivots, X = args = problem(8 * matrices, size, size, dtype)
     _, report = run(name, *args, target="sm_90")
     read = sum(x.nbytes for x in (LU, pivots, X))
     assert report.unique_read <= 1.02 * read
@@ -83,11 +83,10 @@ def test_traffic(name, shape, dtype):
     assert min(load["efficiency"], store["efficiency"]) >= 0.9
 
 
-@pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("target", [*TARGETS, "sm_100"])
-@pytest.mark.parametrize("size", [4, 16, 32])
-def test_registers_suffice(name, size, target):
-    _, report = run(name, *problem(1, size, size, torch.float32), target=target)
+@pytest.mark.parametrize(("name", "size", "dtype"), WARP, ids=str)
+def test_registers_suffice(name, size, dtype, target):
+    _, report = run(name, *problem(1, size, size, dtype), target=target)
     # The size 32 kernel is ten registers short of those that let twelve programs share a multiprocessor.
     accepted = 40 if size == 32 else 0
     assert max(report.static["spill_stores"], report.static["spill_loads"]) <= accepted
@@ -101,7 +100,7 @@ def test_registers_suffice_for_tiles(name, dtype, target):
 
 
 @pytest.mark.parametrize(("dtype", "target"), COMPILED, ids=str)
-@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("size", [32, 64])
 def test_registers_suffice_for_the_product_of_second_derivatives(size, dtype, target):
     spilled = static("curvature", Size(1, size, size), dtype, target)["spilled_bytes"]
     assert spilled <= (200 if OLD_COMPILER else 100)

@@ -145,28 +145,40 @@ TABLE = """
     factor    complex128  32   32      1  -         column    sm_80
     factor    complex128  20   23      2  -         row       sm_90
 
-    curvature float32     7    5      3  row       column    sm_90
-    curvature float32    16   16      1  column    row       sm_80
+    curvature float32     2    1     65  expanded  row       sm_80
+    curvature float32     4    4      1  column    column    sm_90
+    curvature float32     5    8     33  row       expanded  sm_80
+    curvature float32    16   16     17  column    row       sm_90
+    curvature float32    29   18      3  row       column    sm_90
     curvature float32    20   31      2  expanded  expanded  sm_80
     curvature float32    32   32      1  column    row       sm_90
     curvature float32    64   64      1  row       expanded  sm_80
     curvature float32    70  133      2  column    row       sm_90
 
-    curvature float64     7    5      3  row       column    sm_90
-    curvature float64    16   16      1  column    row       sm_80
+    curvature float64     2    2    129  column    row       sm_90
+    curvature float64     3    4      1  row       column    sm_80
+    curvature float64     8    7     17  expanded  expanded  sm_90
+    curvature float64    16   16      3  column    row       sm_80
+    curvature float64    29   18      3  row       column    sm_90
     curvature float64    20   31      2  expanded  expanded  sm_80
     curvature float64    32   32      1  column    row       sm_90
     curvature float64    64   64      1  row       expanded  sm_80
     curvature float64    70  133      2  column    row       sm_90
 
-    curvature complex64   7    5      3  row       column    sm_90
-    curvature complex64  16   16      1  column    row       sm_80
+    curvature complex64   1    2     65  row       column    sm_80
+    curvature complex64   4    4      1  column    row       sm_90
+    curvature complex64   8    8     33  expanded  row       sm_80
+    curvature complex64  16   13      3  column    expanded  sm_90
+    curvature complex64  29   18      3  row       column    sm_90
     curvature complex64  20   31      2  expanded  expanded  sm_80
     curvature complex64  32   32      1  column    row       sm_90
     curvature complex64  70   40      2  column    row       sm_80
 
-    curvature complex128  7    5      3  row       column    sm_90
-    curvature complex128 16   16      1  column    row       sm_80
+    curvature complex128  2    2      1  column    row       sm_90
+    curvature complex128  4    4     65  row       column    sm_80
+    curvature complex128  7    8      9  expanded  expanded  sm_90
+    curvature complex128 16   16      3  column    row       sm_80
+    curvature complex128 29   18      3  row       column    sm_90
     curvature complex128 20   31      2  expanded  expanded  sm_80
     curvature complex128 32   32      1  column    row       sm_90
     curvature complex128 70   40      2  column    row       sm_80
@@ -250,7 +262,8 @@ CASES = [Case.parse(line) for line in TABLE.splitlines()[2:] if line]
 @pytest.mark.parametrize("regime", REGIMES)
 def test_table_covers_every_feature(regime, dtype):
     expected = {"square", "tall", "wide", "ragged", "full", "X by row", "X by column", "X by expanded"}
-    operators = {"factor": ["factor"], "products": ["curvature"]}.get(regime, ["vjp", "jvp"])
+    several = {"factor": ["factor"], "products": ["curvature"], "warp": ["vjp", "jvp", "curvature"]}
+    operators = several.get(regime, ["vjp", "jvp"])
     expected |= {f"{name} on {target}" for name in operators for target in TARGETS}
     if regime != "factor":
         expected |= {"LU by row", "LU by column", "LU by expanded"}
@@ -358,7 +371,8 @@ PLANTED = {
     "prepare_kernel": "jvp float32 133 70 2 row column sm_90",
     "step_kernel": "jvp float32 133 70 2 row column sm_90",
     "factor_kernel": "factor float32 8 5 33 - expanded sm_80",
-    "curvature_kernel": "curvature float32 70 133 2 column row sm_90",
+    "curvature_kernel": "curvature float32 5 8 33 row expanded sm_80",
+    "curvature_products_kernel": "curvature float32 70 133 2 column row sm_90",
 }
 """A case of the table for each kernel, ragged, with several warps where the plan has them."""
 ONE_WARP = ("vjp_halves_kernel", "jvp_halves_kernel", "prepare_kernel")  # which needs no barriers

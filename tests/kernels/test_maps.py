@@ -1,4 +1,4 @@
-"""The kernels of vjp and jvp, under Triton's interpreter."""
+"""The kernels of vjp and jvp, and those of small matrices, under Triton's interpreter."""
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from triton_lu_kernels import tile, warp
 import triton_lu
 
 MAPS = ["vjp", "jvp"]
+SMALL = [*MAPS, "curvature"]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
@@ -40,7 +41,7 @@ def run(name, LU, pivots, X, out=None, matrices=2):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", SMALL)
 def test_small_shapes(name, shape, dtype):
     args = problem(5, *shape, dtype)
     assert_agrees(run(name, *args), name, *args)
@@ -70,7 +71,7 @@ def test_tiles(name, shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", [by_row, by_column, by_matrix, sliced])
 @pytest.mark.parametrize("shape", [(4, 4), (6, 5)], ids=str)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", SMALL)
 def test_strides(name, shape, layout, dtype):
     LU, pivots, X = problem(3, *shape, dtype)
     expected = run(name, LU, pivots, X)
@@ -107,7 +108,7 @@ def test_no_pivots_lead_out_of_a_matrix(name, shape):
 
 
 @pytest.mark.parametrize("expand", [(-1, 1, 1), (-1, 1, 4), (-1, 4, 1), (1, 4, 4)], ids=str)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", SMALL)
 def test_expanded_argument(name, expand):
     LU, pivots, X = problem(3, 4, 4, torch.float64)
     expanded = X[tuple(slice(size if size > 0 else None) for size in expand)].expand(3, 4, 4)
@@ -115,7 +116,7 @@ def test_expanded_argument(name, expand):
     assert_agrees(run(name, LU, pivots, expanded), name, LU, pivots, expanded)
 
 
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", SMALL)
 def test_expanded_factorization(name):
     LU, pivots, _ = problem(1, 4, 4, torch.float64)
     X = problem(3, 4, 4, torch.float64)[2]
@@ -132,7 +133,7 @@ def test_empty(name, shape):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 7])
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", SMALL)
 def test_batch_not_a_multiple(name, batch):
     args = problem(batch, 3, 3, torch.float32)
     assert_agrees(run(name, *args, matrices=4), name, *args)
@@ -140,7 +141,7 @@ def test_batch_not_a_multiple(name, batch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(4, 4), (7, 5)], ids=str)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", SMALL)
 def test_regular_matrices(name, shape, dtype):
     args = problem(len(REGULAR), *shape, dtype, REGULAR)
     assert_agrees(run(name, *args, matrices=4), name, *args)

@@ -50,7 +50,7 @@ def _store_block(out, D, Y, order, i, j, BLOCK: tl.constexpr, TERMS: tl.constexp
 
 
 @triton.jit
-def curvature_kernel(
+def curvature_products_kernel(
     out_ptr,
     D_ptr,
     order_ptr,
@@ -98,4 +98,4 @@ def curvature(out, D, order, Y, *, block, terms, num_warps):
     args, constants = launch.arguments(out, D, order, Y, block)
     constants |= {"BLOCK": block, "TERMS": terms, "RAGGED": m % block != 0 or n % block != 0}
     programs = out.shape[:-2].numel() * launch.ceil_div(m, block) * launch.ceil_div(n, block)
-    launch.run(curvature_kernel, programs, args, constants, num_warps=num_warps, num_stages=1)
+    launch.run(curvature_products_kernel, programs, args, constants, num_warps=num_warps, num_stages=1)
