@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from reference import same_bits
 
 import triton_lu
+from triton_lu.backend import current
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 LARGEST = {"aten": 40, "triton": 4}  # the interpreter takes a hundred times as long
@@ -232,7 +233,9 @@ def test_factorization(problem):
     assert ((pivots >= step) & (pivots <= m) if problem.pivot else pivots == step).all()
     zeros = torch.where(LU.diagonal(dim1=-2, dim2=-1) == 0, step, k + 1)
     assert torch.equal(infos, (zeros.amin(-1) % (k + 1)).int() if k else torch.zeros_like(infos))
-    if problem.pivot and LU.numel():
+    # LAPACK, as it comes with PyTorch, multiplies by the reciprocals of its pivots, also where they overflow.
+    overflows = problem.kind == "denormal" and current() == "aten"
+    if problem.pivot and LU.numel() and not overflows:
         assert LU.tril(-1).abs().max() <= (1.5 if A.is_complex() else 1) + 4 * torch.finfo(A.dtype).eps
 
     L, U = reference.factors(LU)
@@ -243,7 +246,7 @@ def test_factorization(problem):
     rounding = torch.finfo(A.dtype).smallest_normal
     bound = 10 * max(k, 1) * torch.finfo(A.dtype).eps * (P.abs() @ L.abs() @ U.abs() + rounding)
     assert (error <= bound)[usable].all()
-    assert usable.all() or not problem.pivot
+    assert usable.all() or not problem.pivot or overflows
 
 
 @holds_for_all("gaussian", "well conditioned", "permutation")
