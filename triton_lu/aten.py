@@ -8,6 +8,7 @@ matrix products. `curvature` and `mixed`, the maps of higher derivatives, consis
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -95,11 +96,16 @@ def _exchange(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
     """The rows, numbered from i stride in matrix i, after the exchanges of the factorization or the same in reverse."""
     k = pivots.shape[-1]
     batch = pivots.shape[:-1].numel()
-    form = plan.permutation(batch, k, pivots.device.type)
+    form = plan.permutation(batch, m, k, pivots.device.type)
+    pivots = pivots.reshape(batch, k)
     if form == "links":
-        return _number(_follow_links(pivots.reshape(batch, k), m), inverse=inverse, stride=stride)
-    exchange = _exchange_by_step if form == "by step" else _exchange_by_matrix
-    return exchange(pivots.reshape(batch, k), m, range(k)[::-1] if inverse else range(k), stride)
+        return _number(_follow_links(pivots, m), inverse=inverse, stride=stride)
+    steps = range(k)[::-1] if inverse else range(k)
+    if form == "by matrix":
+        return _exchange_by_matrix(pivots, m, steps, stride)
+    orders = _exchange_by_table if form == "by table" else _exchange_by_step
+    order = orders(pivots.numpy(), m, steps) + stride * np.arange(batch)[:, None]
+    return torch.from_numpy(order.reshape(-1))
 
 
 def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: int) -> Tensor:
@@ -110,17 +116,31 @@ def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: in
     return torch.from_numpy(np.array(numbers, dtype=np.int64))  # torch.tensor takes four times as long
 
 
-def _exchange_by_step(pivots: Tensor, m: int, steps: Sequence[int], stride: int) -> Tensor:
-    """The same for many matrices, with the i-th exchange of all of them at once."""
+def _exchange_by_step(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
+    """The orders [batch, m] of many matrices, with the i-th exchange of all of them at once."""
     matrix = np.arange(len(pivots))
-    order = np.arange(m)[:, None] + stride * matrix
+    order = np.arange(m)[:, None] + np.zeros_like(matrix)
     flat = order.reshape(-1)  # NumPy gathers from one dimension faster than from two
-    chosen = len(matrix) * (pivots.numpy().T.astype(np.int64) - 1) + matrix
+    chosen = len(matrix) * (pivots.T.astype(np.int64) - 1) + matrix
     for i in steps:
         found = flat[chosen[i]]
         flat[chosen[i]] = order[i]
         order[i] = found
-    return torch.from_numpy(order.T.reshape(-1))
+    return order.T
+
+
+def _exchange_by_table(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
+    """The same, looked up by the pivots as digits of a number."""
+    powers, orders = _all_orders(m, steps)
+    return orders.take((pivots - 1) @ powers, axis=0)
+
+
+@lru_cache(maxsize=32)
+def _all_orders(m: int, steps: range) -> tuple[np.ndarray, np.ndarray]:
+    """The places of digits from 0 to m - 1, and the order of the rows after the exchanges that each number names."""
+    powers = m ** np.arange(len(steps))
+    pivots = np.arange(m ** len(steps))[:, None] // powers % m + 1
+    return powers, _exchange_by_step(pivots, m, steps)
 
 
 def _follow_links(pivots: Tensor, m: int) -> Tensor:
