@@ -23,6 +23,18 @@ def settings():
     return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
 
 
+def spy(monkeypatch, module, name):
+    """The settings in force whenever the function is called."""
+    seen, function = [], getattr(module, name)
+
+    def recorded(*args, **kwargs):
+        seen.append(settings())
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, recorded)
+    return seen
+
+
 class Products(TorchDispatchMode):
     """The settings in force at every product of matrices."""
 
@@ -54,21 +66,17 @@ def test_products_are_in_full_precision(tf32, shape, dtype):
 
 def test_third_derivatives_are_in_full_precision(tf32, monkeypatch):
     """They hold no products besides the operators'."""
-    seen = []
-    for name in ("addmm_", "baddbmm_", "__matmul__"):
-        function = getattr(torch.Tensor, name)
-
-        def recorded(*args, function=function, **kwargs):
-            seen.append(settings())
-            return function(*args, **kwargs)
-
-        monkeypatch.setattr(torch.Tensor, name, recorded)
+    operators = [spy(monkeypatch, aten, name) for name in ("jvp", "vjp", "curvature", "mixed")]
+    inside = [(torch, "bmm"), (torch.Tensor, "addmm_"), (torch.Tensor, "baddbmm_")]
+    seen = [spy(monkeypatch, *product) for product in inside]
+    outside = spy(monkeypatch, torch.Tensor, "__matmul__")
     monkeypatch.setattr(plan, "small", lambda *problem: None)
     A = torch.randn(4, 4)
     for first, second, third in product([torch.func.jacrev, torch.func.jacfwd], repeat=3):
-        seen.clear()
         first(second(third(lambda A: triton_lu.lu(A)[0].square().sum())))(A)
-        assert {*seen} == {("ieee", "ieee")}
+    assert all(operators)
+    assert [{*each} for each in seen] == [{("ieee", "ieee")}] * 3
+    assert not outside
     assert settings() == ("tf32", "tf32")
 
 

@@ -235,6 +235,7 @@ def test_factorization(problem):
     assert torch.equal(infos, (zeros.amin(-1) % (k + 1)).int() if k else torch.zeros_like(infos))
     # LAPACK, as it comes with PyTorch, multiplies by the reciprocals of its pivots, also where they overflow.
     overflows = problem.kind == "denormal" and current() == "aten"
+    overflows = overflows and not torch.linalg.lu_factor_ex(A).LU.isfinite().all()
     if problem.pivot and LU.numel() and not overflows:
         assert LU.tril(-1).abs().max() <= (1.5 if A.is_complex() else 1) + 4 * torch.finfo(A.dtype).eps
 
