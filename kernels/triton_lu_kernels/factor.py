@@ -138,9 +138,7 @@ def factor_kernel(
     RAGGED: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch = layout.batch_index(number, shape)
-    batch_mask = number < batch_size
+    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
     A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
     columns = layout.unstack(A)
 

@@ -259,3 +259,10 @@ def stack(columns):
 def turn(columns):
     """The rows, each a field element [matrices, cols], of matrices given by columns: lanes and registers swap."""
     return unstack(transpose(stack(columns)))
+
+
+@triton.jit
+def batch_of_program(shape, batch_size, MATRICES: tl.constexpr):
+    """The indices of the matrices of this program, one of those with MATRICES each, and which of them exist."""
+    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    return batch_index(number, shape), number < batch_size

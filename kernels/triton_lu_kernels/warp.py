@@ -47,9 +47,7 @@ def vjp_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch = layout.batch_index(number, shape)
-    batch_mask = number < batch_size
+    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
     B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
     G = layout.load_tile(G_ptr, G_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED)
     destination = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
@@ -90,9 +88,7 @@ def jvp_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch = layout.batch_index(number, shape)
-    batch_mask = number < batch_size
+    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
     source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
     E = layout.load_tile(
         E_ptr, E_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
@@ -136,9 +132,7 @@ def curvature_kernel(
     IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch = layout.batch_index(number, shape)
-    batch_mask = number < batch_size
+    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
     source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
     X = layout.load_tile(
         Y_ptr, Y_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
