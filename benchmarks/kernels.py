@@ -32,8 +32,7 @@ from triton.runtime import JITFunction, driver
 from triton_lu_kernels import sweep
 
 import triton_lu
-from triton_lu import driver as lu_driver
-from triton_lu import plan
+from triton_lu import plan, triton_backend
 from triton_lu.api import DTYPES
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Problem, Size, size
@@ -153,7 +152,7 @@ def permuted() -> Iterator[None]:
     def identity(pivots: torch.Tensor, m: int) -> torch.Tensor:
         return torch.arange(m).repeat(*pivots.shape[:-1], 1)
 
-    with patch.object(sweep, "workspace", in_order), patch.object(lu_driver, "permutation", identity):
+    with patch.object(sweep, "workspace", in_order), patch.object(triton_backend, "permutation", identity):
         yield
 
 

@@ -27,21 +27,21 @@ from rich.progress import track
 
 import triton_lu
 from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
-from triton_lu import aten, ops, plan
+from triton_lu import aten_backend, ops, plan
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Size
+from triton_lu.bench.timing import Clockmaker, event_clock
 from triton_lu.cli import accuracy, dtype_name
-from triton_lu.measure import Clockmaker, event_clock
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512, 1024)), Size(1, 100, 40))
 ELEMENTS = 2**24  # of a batch: more than an L2 cache holds
 CHOICES: dict[type, dict[str, tuple[int, ...]]] = {
-    plan.Columns: {"matrices": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4)},
+    plan.Factor: {"matrices": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4)},
     plan.Warp: {"matrices": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4)},
     plan.Tile: {"block": (16, 32), "rows": (16, 32), "registers": (168, 255), "num_warps": (1, 2, 4)},
-    plan.Blocked: {"block": (32, 64), "terms": (16, 32), "num_warps": (2, 4, 8)},
-    plan.Products: {"block": (16, 32, 64), "terms": (16, 32), "num_warps": (1, 2, 4, 8)},
+    plan.Sweep: {"block": (32, 64), "terms": (16, 32), "num_warps": (2, 4, 8)},
+    plan.Curvature: {"block": (16, 32, 64), "terms": (16, 32), "num_warps": (1, 2, 4, 8)},
 }
 
 Case = tuple[str, Size, torch.dtype, Any]
@@ -52,7 +52,7 @@ def cases(names: list[str], sizes: list[Size], dtypes: list[torch.dtype], *, oth
     for name, (_, m, n), dtype in product(names, sizes, dtypes):
         for batch in (max(1, ELEMENTS // (m * n)), 1):
             planned = plan.kernel(name, m, n, dtype, batch)
-            if planned is None or (batch == 1 and not isinstance(planned, plan.Blocked)):
+            if planned is None or (batch == 1 and not isinstance(planned, plan.Sweep)):
                 continue
             found = [planned]
             if others:
@@ -105,13 +105,13 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
         error = accuracy.residual(some[0], result[0][:64], result[1][:64])
     else:
         with triton_lu.backend("aten"):
-            exact = getattr(aten, name)(*(x if x.dtype == torch.int32 else accuracy.double(x) for x in some))
+            exact = getattr(aten_backend, name)(*(x if x.dtype == torch.int32 else accuracy.double(x) for x in some))
         error = accuracy.relative_error(result[:64], exact)
     if not error <= 30 * max(shape[1:]) * torch.finfo(dtype).eps:
         raise ArithmeticError(f"relative error {error:.1e}")
     with operator(case) as op:
         times: dict[str, object] = {"error": error, "us": 1e6 * clockmaker(partial(op, *given))()}
-        if isinstance(chosen, plan.Blocked):
+        if isinstance(chosen, plan.Sweep):
             times["graph_us"] = 1e6 * graph_clockmaker(partial(op, *given))()
     return times
 

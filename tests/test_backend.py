@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import triton_lu
-from triton_lu.backend import current
+from triton_lu._backend import current
 
 
 def test_choices_nest_and_are_restored():

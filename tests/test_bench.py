@@ -16,10 +16,10 @@ import torch
 import triton.testing
 
 import triton_lu
-from triton_lu import calibration, measure, ops, plan
+from triton_lu import calibration, ops, plan
 from triton_lu.__main__ import main
-from triton_lu.backend import current
-from triton_lu.bench import calibrate, machine, plot, run
+from triton_lu._backend import current
+from triton_lu.bench import calibrate, machine, plot, run, timing
 from triton_lu.bench.problems import DTYPES, FACTORIZATIONS, FOOTPRINT, QUICK, Problem, Size, grid, size
 from triton_lu.bench.providers import PROVIDERS, Provider
 
@@ -89,7 +89,7 @@ def test_a_row_holds_times_rates_and_what_they_were_measured_on(bench, capsys):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", FACTORIZATIONS)
 def test_every_problem_is_computed_right_and_timed(name, dtype):
-    rows = run.measure(Problem(name, Size(3, 5, 5), dtype), ["triton_lu", "torch"], CPU, measure.wall_clock, 0)
+    rows = run.measure(Problem(name, Size(3, 5, 5), dtype), ["triton_lu", "torch"], CPU, timing.wall_clock, 0)
     assert [row["status"] for row in rows] == ["ok", "ok"]
     assert all(row["rounds"] == 3 and 0 < row["ms_20"] <= row["ms"] <= row["ms_80"] for row in rows)
 
@@ -104,7 +104,7 @@ def test_rectangular_problems(name):
 def test_torch_compile(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     problem = Problem("backward", Size(1, 6, 6), torch.float32)
-    assert run.measure(problem, ["torch.compile"], CPU, measure.wall_clock, 0)[0]["status"] == "ok"
+    assert run.measure(problem, ["torch.compile"], CPU, timing.wall_clock, 0)[0]["status"] == "ok"
 
 
 @pytest.mark.parametrize("names", [["torch"], ["torch", "jax"]])
@@ -121,7 +121,7 @@ def test_beside_another_library_a_turn_begins_with_a_pause_and_a_call_that_does_
     for name in names:
         monkeypatch.setitem(PROVIDERS, name, Provider(prepare, is_torch=name == "torch"))
     monkeypatch.setattr(run, "wall_clock", clockmaker)
-    monkeypatch.setattr(measure, "sleep", lambda seconds: events.append("pause"))
+    monkeypatch.setattr(timing, "sleep", lambda seconds: events.append("pause"))
     run.measure(Problem("forward", Size(2, 3, 3), torch.float32), names, CPU, clockmaker, 0)
     rounds = 3 * len(names)
     turn = ["pause", "call", "clock"] if len(names) > 1 else ["clock"]
@@ -211,8 +211,8 @@ def test_ceilings_are_speeds():
 def test_event_clock_is_tritons(monkeypatch):
     monkeypatch.setattr(triton.testing, "do_bench", lambda function, **_: function())
     monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda function, **_: 2 * function())
-    assert measure.event_clock(lambda: 3.0)() == 3e-3
-    assert measure.event_clock(lambda: 3.0, graph=True)() == 6e-3
+    assert timing.event_clock(lambda: 3.0)() == 3e-3
+    assert timing.event_clock(lambda: 3.0, graph=True)() == 6e-3
 
 
 def test_commit_is_that_of_the_package_and_of_nothing_around_it(tmp_path):
@@ -399,22 +399,22 @@ def file(tmp_path, monkeypatch):
 
 
 def test_plans_read_what_was_written(file):
-    width = partial(plan.sweep, 10, 100, 128, torch.float32)
+    width = partial(plan.blocks, 10, 100, 128, torch.float32)
     assert width("cpu").block == 32
     calibration.write("cpu", {"block float32 batch 128": 64, "block float64 batch 128": 1})
     assert [path.name for path in file.parent.iterdir()] == ["calibration.json"]
     assert width("cpu").block == 64
-    assert plan.sweep(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
-    assert plan.sweep(1, 128, 128, torch.float32, "cpu").block == 128
-    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 16
-    assert plan.small("vjp", 10_000, 8, 8, torch.float32, "cpu") == "columns"
+    assert plan.blocks(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
+    assert plan.blocks(1, 128, 128, torch.float32, "cpu").block == 128
+    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 16
+    assert plan.in_numpy("vjp", 10_000, 8, 8, torch.float32, "cpu") == "columns"
 
 
 def test_the_file_is_read_once(file):
     calibration.write("cpu", {"block float32 batch 128": 64})
-    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 64
+    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
     file.unlink()
-    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 64
+    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
 
 
 def test_other_machines_are_kept_and_not_used(file, monkeypatch):
@@ -422,9 +422,9 @@ def test_other_machines_are_kept_and_not_used(file, monkeypatch):
     with monkeypatch.context() as other:
         other.setattr(calibration, "device_name", lambda device: "another CPU")
         calibration.write("cpu", {"block float32 batch 128": 128})
-        assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 128
+        assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 128
     calibration._values.cache_clear()
-    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 64
+    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
     assert len(json.loads(file.read_text())["machines"]) == 2
 
 
@@ -437,7 +437,7 @@ def test_calibrated_widths_give_the_same_derivative(file):
 
     expected = gradient()
     calibration.write("cpu", {"block float64 batch 128": 64})
-    assert plan.sweep(3, 100, 100, torch.float64, "cpu").block == 64
+    assert plan.blocks(3, 100, 100, torch.float64, "cpu").block == 64
     torch.testing.assert_close(gradient(), expected)
 
 
@@ -480,8 +480,8 @@ def test_a_file_that_is_malformed_or_old_is_ignored_with_a_warning(file, text, c
     file.parent.mkdir(parents=True)
     file.write_text(text)
     with pytest.warns(UserWarning, match=f"triton_lu ignores .*calibration.json: .*{complaint}.*--calibrate"):
-        assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 32
-    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 16  # and warns no more
+        assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 16  # and warns no more
 
 
 def test_the_file_is_in_the_cache_directory_of_the_platform(monkeypatch, tmp_path):
@@ -503,7 +503,7 @@ def test_without_a_home_there_is_no_file(file, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(calibration, "path", path)
-    assert plan.sweep(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
 
 
 def wider_is_faster(function):
@@ -516,9 +516,9 @@ def test_calibration_of_the_sweep(file, monkeypatch, capsys):
     monkeypatch.setattr(run, "wall_clock", wider_is_faster)
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     assert main(["bench", "--calibrate", "--device", "cpu", "--seconds", "0"]) == 0
-    assert plan.sweep(10, 64, 64, torch.float32, "cpu").block == 64
-    assert plan.sweep(10, 33, 33, torch.complex128, "cpu").block == 64
-    assert plan.sweep(10, 32, 32, torch.float32, "cpu").block == 16
+    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 64
+    assert plan.blocks(10, 33, 33, torch.complex128, "cpu").block == 64
+    assert plan.blocks(10, 32, 32, torch.float32, "cpu").block == 16
     assert "block float32 batch 64: 64" in capsys.readouterr().out
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import triton_lu
-from triton_lu import aten, ops
+from triton_lu import aten_backend, ops
 
 BACKENDS = ("eager", "aot_eager", "inductor")
 
@@ -214,14 +214,14 @@ def test_aten_on_fake_cuda_tensors(shape, dtype):
     with FakeTensorMode(), OnDevice():
         A = torch.empty(shape, device="cuda", dtype=dtype)
         for pivot in (True, False):
-            factored = aten.factor(A, pivot)
+            factored = aten_backend.factor(A, pivot)
             assert [*map(layout, factored)] == [*map(layout, ops.factor(A, pivot))]
         LU, pivots, _ = factored
-        assert layout(aten.permutation(pivots, shape[-2])) == layout(ops.permutation(pivots, shape[-2]))
-        assert layout(aten.vjp(LU, pivots, A)) == layout(A)
-        assert layout(aten.jvp(LU, pivots, A)) == layout(LU)
-        assert layout(aten.curvature(LU, pivots, A)) == layout(ops.curvature(LU, pivots, A))
-        assert layout(aten.mixed(LU, pivots, A)) == layout(ops.mixed(LU, pivots, A))
+        assert layout(aten_backend.permutation(pivots, shape[-2])) == layout(ops.permutation(pivots, shape[-2]))
+        assert layout(aten_backend.vjp(LU, pivots, A)) == layout(A)
+        assert layout(aten_backend.jvp(LU, pivots, A)) == layout(LU)
+        assert layout(aten_backend.curvature(LU, pivots, A)) == layout(ops.curvature(LU, pivots, A))
+        assert layout(aten_backend.mixed(LU, pivots, A)) == layout(ops.mixed(LU, pivots, A))
 
 
 @fake_cuda

@@ -14,12 +14,12 @@ import torch
 from torch.autograd import grad
 
 import triton_lu
-from triton_lu import aten
+from triton_lu import aten_backend
 from triton_lu.__main__ import main
 from triton_lu.api import DTYPES
+from triton_lu.bench.timing import Timing, interleaved, peak_bytes, wall_clock
 from triton_lu.cli import accuracy, demo, doctor, matrixfile
 from triton_lu.cli.matrixfile import InputError, read
-from triton_lu.measure import Timing, interleaved, peak_bytes, wall_clock
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"
@@ -123,7 +123,9 @@ def test_importing_the_package_stays_light():
     with start("-c", script) as process:
         imported = process.communicate(timeout=60)[0].split()
     assert "triton_lu.ops" in imported
-    assert not {"rich", "argparse", "triton_lu.cli", "triton_lu.measure", "torch.utils.cpp_extension"} & set(imported)
+    assert not {"rich", "argparse", "triton_lu.cli", "triton_lu.bench.timing", "torch.utils.cpp_extension"} & set(
+        imported
+    )
 
 
 # Usage
@@ -179,8 +181,8 @@ def test_row(dtype, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_shows_a_wrong_gradient(dtype, monkeypatch):
-    vjp = aten.vjp
-    monkeypatch.setattr(aten, "vjp", lambda *args: 3 * vjp(*args))
+    vjp = aten_backend.vjp
+    monkeypatch.setattr(aten_backend, "vjp", lambda *args: 3 * vjp(*args))
     A = torch.randn(4, 6, 6, dtype=dtype, generator=torch.Generator().manual_seed(0))
     assert demo.row("name", A)[2].startswith("2.0e+00")
 
@@ -289,9 +291,9 @@ def raising(function):
     ],
 )
 def test_doctor_notices(operator, planted, failing, monkeypatch, capsys):
-    right = getattr(aten, operator)
+    right = getattr(aten_backend, operator)
     wrong = (lambda *args: planted(right(*args))) if planted is torch.nan_to_num else planted(right)
-    monkeypatch.setattr(aten, operator, wrong)
+    monkeypatch.setattr(aten_backend, operator, wrong)
     monkeypatch.setattr(doctor, "DTYPES", (torch.float32,))
     monkeypatch.setattr(doctor, "devices", lambda: [torch.device("cpu")])
     assert main(["doctor"]) == 1

@@ -14,7 +14,7 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 
 def test_every_problem_has_a_sweep():
     for device, batch, m, n in itertools.product(("cpu", "cuda"), BATCHES, SIZES, SIZES):
-        sweep = plan.sweep(batch, m, n, torch.float32, device)
+        sweep = plan.blocks(batch, m, n, torch.float32, device)
         assert 2 <= sweep.block <= max(sweep.span, min(m, n), 2)
 
 
@@ -22,8 +22,8 @@ def test_every_problem_has_a_sweep():
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 64), (torch.complex64, 32)], ids=str)
 def test_small_problems_are_small(dtype, limit, name):
     for batch, m, n in itertools.product(BATCHES, SIZES, SIZES):
-        assert plan.small(name, batch, m, n, dtype, "cuda") is None
-        form = plan.small(name, batch, m, n, dtype, "cpu")
+        assert plan.in_numpy(name, batch, m, n, dtype, "cuda") is None
+        form = plan.in_numpy(name, batch, m, n, dtype, "cpu")
         assert (form == "block") == (batch == 1 and max(m, n) <= limit)
         assert form != "columns" or (batch > 1 and max(m, n) <= 8)
 
@@ -41,10 +41,10 @@ def test_kernels_serve_their_sizes(name, dtype):
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                regime = plan.Warp if max(m, n) <= 32 else plan.Tile if max(m, n) <= 128 else plan.Blocked
+                regime = plan.Warp if max(m, n) <= 32 else plan.Tile if max(m, n) <= 128 else plan.Sweep
                 if name == "curvature" and max(m, n) > 16:
-                    regime = plan.Products
-                regime = plan.Columns if name == "factor" else regime
+                    regime = plan.Curvature
+                regime = plan.Factor if name == "factor" else regime
                 assert isinstance(chosen, regime)
                 options = dataclasses.asdict(chosen)
                 assert options.pop("registers", 255) <= 255

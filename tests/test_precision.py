@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_lu
-from triton_lu import aten, plan, precision
+from triton_lu import aten_backend, plan, precision
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ class Products(TorchDispatchMode):
 def test_products_are_in_full_precision(tf32, shape, dtype):
     before = settings()
     assert before == ("tf32", "tf32")
-    LU, pivots, _ = aten.factor(torch.randn(shape, dtype=dtype), True)
-    maps = {name: partial(getattr(aten, name), LU, pivots, LU) for name in ("vjp", "jvp", "curvature", "mixed")}
-    maps["factor"] = partial(aten.factor, LU, False)
+    LU, pivots, _ = aten_backend.factor(torch.randn(shape, dtype=dtype), True)
+    maps = {name: partial(getattr(aten_backend, name), LU, pivots, LU) for name in ("vjp", "jvp", "curvature", "mixed")}
+    maps["factor"] = partial(aten_backend.factor, LU, False)
     for name, compute in maps.items():
         with Products() as products:
             compute()
@@ -66,11 +66,11 @@ def test_products_are_in_full_precision(tf32, shape, dtype):
 
 def test_third_derivatives_are_in_full_precision(tf32, monkeypatch):
     """They hold no products besides the operators'."""
-    operators = [spy(monkeypatch, aten, name) for name in ("jvp", "vjp", "curvature", "mixed")]
+    operators = [spy(monkeypatch, aten_backend, name) for name in ("jvp", "vjp", "curvature", "mixed")]
     inside = [(torch, "bmm"), (torch.Tensor, "addmm_"), (torch.Tensor, "baddbmm_")]
     seen = [spy(monkeypatch, *product) for product in inside]
     outside = spy(monkeypatch, torch.Tensor, "__matmul__")
-    monkeypatch.setattr(plan, "small", lambda *problem: None)
+    monkeypatch.setattr(plan, "in_numpy", lambda *problem: None)
     A = torch.randn(4, 4)
     for first, second, third in product([torch.func.jacrev, torch.func.jacfwd], repeat=3):
         first(second(third(lambda A: triton_lu.lu(A)[0].square().sum())))(A)

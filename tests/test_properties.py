@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference import same_bits
 
 import triton_lu
-from triton_lu.backend import current
+from triton_lu._backend import current
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 LARGEST = {"aten": 40, "triton": 4}  # the interpreter takes a hundred times as long

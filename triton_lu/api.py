@@ -10,7 +10,7 @@ from triton_lu import (
     autograd,  # noqa: F401  registers the derivatives
     ops,
 )
-from triton_lu.dispatch import without_autocast
+from triton_lu.autograd_key import without_autocast
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -26,7 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from triton_lu import ops
-from triton_lu.dispatch import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
+from triton_lu.autograd_key import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
 
 
 class FactorRule(DerivativeRule):

@@ -12,8 +12,8 @@ from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex 
 
 from triton_lu import ops
 from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
-from triton_lu.aten import row_index
-from triton_lu.dispatch import without_autocast
+from triton_lu.aten_backend import row_index
+from triton_lu.autograd_key import without_autocast
 
 
 def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) -> linalg_lu_factor:

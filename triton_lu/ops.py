@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu import aten, plan
-from triton_lu.backend import current
-from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
+from triton_lu import aten_backend, plan
+from triton_lu._backend import current
+from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
 _library = torch.library.Library("triton_lu", "DEF")
 
@@ -93,28 +93,28 @@ def _has_kernel(name: str, X: Tensor) -> bool:
 
 def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor, Tensor, Tensor]:
     if by_kernel("factor", A, on_cuda) and _has_kernel("factor", A):
-        from triton_lu import driver  # imports Triton
+        from triton_lu import triton_backend  # imports Triton
 
-        return driver.factor(A, pivot)
-    return aten.factor(A, pivot)
+        return triton_backend.factor(A, pivot)
+    return aten_backend.factor(A, pivot)
 
 
 def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
     """`vjp` or `jvp`."""
     if by_kernel(name, X, on_cuda):
-        from triton_lu import driver
+        from triton_lu import triton_backend
 
-        return getattr(driver, name)(LU, pivots, X)
-    return getattr(aten, name)(LU, pivots, X)
+        return getattr(triton_backend, name)(LU, pivots, X)
+    return getattr(aten_backend, name)(LU, pivots, X)
 
 
 def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
     """`curvature` or `mixed`."""
     if by_kernel(name, X, on_cuda) and _has_kernel(name, X):
-        from triton_lu import driver
+        from triton_lu import triton_backend
 
-        return getattr(driver, name)(D, pivots, X)
-    return getattr(aten, name)(D, pivots, X)
+        return getattr(triton_backend, name)(D, pivots, X)
+    return getattr(aten_backend, name)(D, pivots, X)
 
 
 def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:
@@ -123,10 +123,10 @@ def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:
         if first < 1 or last > m:
             raise RuntimeError(f"`permutation` expects pivots from 1 to m = {m}; got pivots from {first} to {last}")
     if current() == "triton" or (current() == "auto" and on_cuda):
-        from triton_lu import driver
+        from triton_lu import triton_backend
 
-        return driver.permutation(pivots, m)
-    return aten.permutation(pivots, m)
+        return triton_backend.permutation(pivots, m)
+    return aten_backend.permutation(pivots, m)
 
 
 for _key in ("CPU", "CUDA"):

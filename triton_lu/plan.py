@@ -11,7 +11,7 @@ import torch
 
 from triton_lu import calibration
 
-LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen on a GPU too; see `Blocked`
+LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen on a GPU too; see `Sweep`
 PROGRAMS = 132  # as many as an H100 has multiprocessors: where a launch has no more, sums are split
 CACHED = (
     131072  # numbers of a matrix or a batch that an L2 cache of 1 MiB or more holds, with as many intermediate ones
@@ -19,7 +19,7 @@ CACHED = (
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
-def small(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> str | None:
+def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> str | None:
     """How NumPy runs that operator for small matrices on a CPU, where its calls are faster: "block" or "columns".
 
     A backward of one matrix takes 26 µs instead of 68 at 4×4, 42 instead of 87 at 32×32, 74 instead of 118 at 64×64.
@@ -40,18 +40,18 @@ def small(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: str
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Blocks:
     """A sweep over the diagonal in ATen operations.
 
     block: columns that are done at once.
-    span: columns of a backward after which it solves with L, those of a block or all; see `aten._vjp_sweep_`.
+    span: columns of a backward after which it solves with L, those of a block or all; see `aten_backend._vjp_sweep_`.
     """
 
     block: int
     span: int
 
 
-def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
+def blocks(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Blocks:
     """The sweep for `batch` matrices of m×n.
 
     In batches LAPACK is called for every matrix by itself, and slows down by more threads than one: narrow blocks leave
@@ -76,14 +76,14 @@ def sweep(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Sweep:
     """
     k = min(m, n)
     if device == "cuda":
-        return Sweep(max(2, k) if k <= 1024 else 512, k)
+        return Blocks(max(2, k) if k <= 1024 else 512, k)
     block = default_block(batch, k)
     if block < k:
         block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
     smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256
     if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):
-        return Sweep(block, block)
-    return Sweep(block, k)
+        return Blocks(block, block)
+    return Blocks(block, k)
 
 
 def default_block(batch: int, k: int) -> int:
@@ -175,7 +175,7 @@ class Warp:
 
 
 @dataclass(frozen=True)
-class Columns:
+class Factor:
     """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
 
     panel: columns whose steps share a loop; 1: the steps are unrolled.
@@ -216,7 +216,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Blocked:
+class Sweep:
     """A kernel of the sweep regime: many programs per matrix, two launches per diagonal block.
 
     block: width of the diagonal blocks and of the tiles.
@@ -262,7 +262,7 @@ class Blocked:
 
 
 @dataclass(frozen=True)
-class Products:
+class Curvature:
     """The kernel of `curvature`: a block of a matrix per program; its sums load their factors so many terms at once."""
 
     block: int
@@ -270,15 +270,15 @@ class Products:
     num_warps: int
 
 
-_BLOCKED = {
-    torch.float32: Blocked(block=64, terms=32, num_warps=4),
-    torch.float64: Blocked(block=64, terms=32, num_warps=8),
-    torch.complex64: Blocked(block=32, terms=32, num_warps=2),
-    torch.complex128: Blocked(block=32, terms=16, num_warps=4),
+_SWEEP = {
+    torch.float32: Sweep(block=64, terms=32, num_warps=4),
+    torch.float64: Sweep(block=64, terms=32, num_warps=8),
+    torch.complex64: Sweep(block=32, terms=32, num_warps=2),
+    torch.complex128: Sweep(block=32, terms=16, num_warps=4),
 }
 
 
-Kernel = Columns | Warp | Tile | Blocked | Products
+Kernel = Factor | Warp | Tile | Sweep | Curvature
 
 
 def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
@@ -304,13 +304,13 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     """
     largest = max(m, n)
     if name == "factor":
-        return _columns(largest, dtype)
+        return _factor(largest, dtype)
     if name == "curvature" and largest > 16:
-        return _products(largest, dtype)
+        return _curvature(largest, dtype)
     if name == "mixed":
         return None
     if largest > 128:
-        return _blocked(batch, m, n, dtype) if largest < LIBRARY else None
+        return _sweep(batch, m, n, dtype) if largest < LIBRARY else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:
             return Tile(block=32, rows=32, registers=255, num_warps=2)
@@ -326,7 +326,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
 
 
-def _products(largest: int, dtype: torch.dtype) -> Products | None:
+def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
     """The kernel of `curvature` for matrices of at most `largest` rows and columns, from 17 on.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
@@ -338,24 +338,26 @@ def _products(largest: int, dtype: torch.dtype) -> Products | None:
         if largest > 128:
             return None
         if dtype == torch.complex128:
-            return Products(block=32, terms=16, num_warps=2)
-        return Products(block=16, terms=16, num_warps=1)
+            return Curvature(block=32, terms=16, num_warps=2)
+        return Curvature(block=16, terms=16, num_warps=1)
     if largest > 32:
-        return Products(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8) if largest < LIBRARY else None
-    return Products(block=32, terms=32, num_warps=1)
+        return (
+            Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8) if largest < LIBRARY else None
+        )
+    return Curvature(block=32, terms=32, num_warps=1)
 
 
-def _blocked(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocked:
+def _sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
     """The kernel of the sweep regime for `batch` matrices of m×n.
 
     Eight matrices of 512×512 in float32 take an estimated 129 µs with split sums and 173 without, sixteen 160 and 173.
     """
-    chosen = _BLOCKED[dtype]
+    chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
     return replace(chosen, split=batch * tiles <= PROGRAMS)
 
 
-def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
+def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
     """The kernel of the factorization of matrices of at most `largest` rows and columns.
 
     At 32×32 unrolled steps are compiled in half a minute in complex64 and in minutes in complex128, panels in less than
@@ -369,11 +371,11 @@ def _columns(largest: int, dtype: torch.dtype) -> Columns | None:
     (https://github.com/nikitaved/custom_lu_batched_kernel_bench).
     """
     if largest > 32:
-        return Columns(matrices=1, panel=8, num_warps=1) if largest <= 64 and dtype == torch.float32 else None
+        return Factor(matrices=1, panel=8, num_warps=1) if largest <= 64 and dtype == torch.float32 else None
     if largest > 16 and dtype.is_complex:
-        return Columns(matrices=1, panel=2 if dtype == torch.complex64 else 4, num_warps=1)
+        return Factor(matrices=1, panel=2 if dtype == torch.complex64 else 4, num_warps=1)
     size = max(2, 1 << (largest - 1).bit_length())
-    return Columns(matrices=128 // size, panel=1, num_warps=4)
+    return Factor(matrices=128 // size, panel=1, num_warps=4)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:

@@ -24,7 +24,7 @@ straight to its place; nothing else is touched. No sum crosses matrices: a matri
 import triton
 import triton.language as tl
 
-from . import field, halves, launch, layout, permutation, substitution
+from . import field, launch, layout, permutation, substitution, two_by_two
 
 
 @triton.jit
@@ -156,7 +156,7 @@ def vjp(out, LU, pivots, G, *, matrices, num_warps):
     is above 16. Nothing is validated here, and nothing launched for an empty `out`.
     """
     if max(out.shape[-2:]) > 16:
-        halves.vjp(out, LU, pivots, G, num_warps=num_warps)
+        two_by_two.vjp(out, LU, pivots, G, num_warps=num_warps)
     else:
         _launch(vjp_kernel, out, LU, pivots, G, matrices, num_warps)
 
@@ -167,7 +167,7 @@ def jvp(out, LU, pivots, E, *, matrices, num_warps):
     Arguments as those of `vjp`, E for G.
     """
     if max(out.shape[-2:]) > 16:
-        halves.jvp(out, LU, pivots, E, num_warps=num_warps)
+        two_by_two.jvp(out, LU, pivots, E, num_warps=num_warps)
     else:
         _launch(jvp_kernel, out, LU, pivots, E, matrices, num_warps)
 

@@ -222,9 +222,9 @@ class Case:
         regimes = {
             plan.Warp: "warp",
             plan.Tile: "tile",
-            plan.Blocked: "sweep",
-            plan.Columns: "factor",
-            plan.Products: "products",
+            plan.Sweep: "sweep",
+            plan.Factor: "factor",
+            plan.Curvature: "products",
         }
         return regimes[type(self.plan)]
 

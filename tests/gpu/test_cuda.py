@@ -15,7 +15,7 @@ from torch.func import vmap
 import triton_lu
 from triton_lu import ops, plan
 from triton_lu.__main__ import main
-from triton_lu.measure import peak_bytes
+from triton_lu.bench.timing import peak_bytes
 
 MAPS = ["vjp", "jvp"]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]

@@ -12,7 +12,7 @@ from torch.testing._internal.common_utils import noncontiguous_like
 from torch.testing._internal.opinfo.core import SampleInput
 
 import triton_lu
-from triton_lu import aten
+from triton_lu import aten_backend
 
 WIDE = dict(zip(SINGLE + DOUBLE, DOUBLE + DOUBLE, strict=True))
 every_factorization = pytest.mark.parametrize("name", FACTORIZATIONS)
@@ -26,7 +26,7 @@ def _on_kernels(monkeypatch):
         raise AssertionError("an operator ran without a kernel")
 
     for operator in ("factor", "vjp", "jvp"):
-        monkeypatch.setattr(aten, operator, unreachable)
+        monkeypatch.setattr(aten_backend, operator, unreachable)
     with triton_lu.backend("triton"):
         yield
 

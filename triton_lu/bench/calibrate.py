@@ -7,12 +7,12 @@ from itertools import product
 import torch
 from rich.console import Console
 
-from triton_lu import aten, calibration, ops, plan
+from triton_lu import aten_backend, calibration, ops, plan
+from triton_lu._backend import backend
 from triton_lu.api import DTYPES
-from triton_lu.backend import backend
 from triton_lu.bench.problems import Problem, Size
+from triton_lu.bench.timing import Clockmaker, interleaved
 from triton_lu.cli.matrixfile import InputError
-from triton_lu.measure import Clockmaker, interleaved
 
 SIZES = (32, 64, 128, 256, 512, 1024)
 WIDTHS = (32, 64, 128, 256, 512)
@@ -43,7 +43,7 @@ def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
             continue
         problem = Problem("backward", Size(batch, k, k), dtype)
         LU, G = torch.linalg.lu_factor_ex(problem.matrices()).LU, problem.gaussian(1)
-        arguments = torch.empty_like(G), G, LU, plan.sweep(batch, k, k, dtype, "cpu").span
+        arguments = torch.empty_like(G), G, LU, plan.blocks(batch, k, k, dtype, "cpu").span
         widths = [default, *(width for width in WIDTHS if default < width <= k)]
         clocks = {str(width): clockmaker(partial(_sweep, *arguments, width)) for width in widths}
         timings = interleaved(clocks, limit_seconds=seconds)
@@ -53,7 +53,7 @@ def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
 
 
 def _sweep(X: torch.Tensor, G: torch.Tensor, LU: torch.Tensor, span: int, block: int) -> None:
-    aten._vjp_sweep_(X.copy_(G), LU, plan.Sweep(block, max(span, block)))
+    aten_backend._vjp_sweep_(X.copy_(G), LU, plan.Blocks(block, max(span, block)))
 
 
 def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:

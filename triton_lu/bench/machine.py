@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 import triton_lu
+from triton_lu.bench.timing import Clockmaker, interleaved
 from triton_lu.calibration import device_name, triton_version
-from triton_lu.measure import Clockmaker, interleaved
 
 
 def facts(device: torch.device) -> dict[str, str]:

@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from triton_lu.bench import calibrate, machine
 from triton_lu.bench.problems import Problem, grid
 from triton_lu.bench.providers import PROVIDERS
+from triton_lu.bench.timing import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
 from triton_lu.cli import accuracy, dtype_name
 from triton_lu.cli.matrixfile import InputError
-from triton_lu.measure import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
 
 Row = dict[str, Any]
 

@@ -57,6 +57,6 @@ def served_by(A: Tensor) -> str:
     if kernel and ops.by_kernel("vjp", A, A.is_cuda):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
     batch = A.shape[:-2].numel()
-    if small := plan.small("vjp", batch, m, n, A.dtype, A.device.type):
+    if small := plan.in_numpy("vjp", batch, m, n, A.dtype, A.device.type):
         return "NumPy, " + {"block": "one block", "columns": "column by column"}[small]
-    return f"ATen sweep, blocks {min(m, n, plan.sweep(batch, m, n, A.dtype, A.device.type).block)}"
+    return f"ATen sweep, blocks {min(m, n, plan.blocks(batch, m, n, A.dtype, A.device.type).block)}"

@@ -12,9 +12,9 @@ from rich.table import Table
 from torch import Tensor
 
 import triton_lu
+from triton_lu.bench.timing import interleaved, peak_bytes, wall_clock
 from triton_lu.cli import accuracy, dtype_name, matrixfile
 from triton_lu.cli.matrixfile import InputError
-from triton_lu.measure import interleaved, peak_bytes, wall_clock
 
 CAPTION = """\
 Errors are Frobenius norms, the worst of the batch with singular ones left out: of Pᵀ A - L U relative to A, and of the

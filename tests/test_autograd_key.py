@@ -1,4 +1,4 @@
-"""The private names of PyTorch that `triton_lu/dispatch.py` rests on: if one moves, this says which."""
+"""The private names of PyTorch that `triton_lu/autograd_key.py` rests on: if one moves, this says which."""
 
 import pytest
 import torch
@@ -24,12 +24,12 @@ def test_private_name_exists(name):
 
     found = torch
     for part in name.split(".")[1:]:
-        assert hasattr(found, part), f"PyTorch {torch.__version__} has no {name}: dispatch.py must find another way"
+        assert hasattr(found, part), f"PyTorch {torch.__version__} has no {name}: autograd_key.py must find another way"
         found = getattr(found, part)
 
 
 def test_forward_over_forward_is_not_lost():
-    """PyTorch's own autograd.Function returns zeros here; should it mend this, dispatch.py could become simpler."""
+    """PyTorch's own autograd.Function returns zeros here; should it mend this, autograd_key.py could become simpler."""
     from torch.func import jacfwd
 
     import triton_lu

@@ -5,8 +5,8 @@ import reference
 import torch
 from matrices import REGULAR, ZOO
 
-from triton_lu import aten, plan
-from triton_lu.measure import peak_bytes
+from triton_lu import aten_backend, plan
+from triton_lu.bench.timing import peak_bytes
 
 SIZES = ((1, 1), (6, 6), (33, 33), (40, 25), (25, 40), (150, 150), (150, 70), (70, 150))
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -25,7 +25,7 @@ def factored(name, m, n, dtype):
 def test_maps_of_gaussian_matrices(name, size, dtype):
     LU, pivots = factored("gaussian", *size, dtype)
     X = torch.randn(size, dtype=dtype)
-    computed = getattr(aten, name)(LU, pivots, X)
+    computed = getattr(aten_backend, name)(LU, pivots, X)
     expected = getattr(reference, name)(LU, pivots, X)
     assert reference.relative_error(computed, expected) < reference.tolerance(dtype, max(size))
     assert (computed if name == "vjp" else computed.mT).is_contiguous()
@@ -35,27 +35,27 @@ def assert_maps(shape, names=("vjp", "jvp")):
     LU, pivots, _ = torch.linalg.lu_factor_ex(torch.randn(shape, dtype=torch.complex128))
     X = torch.randn(shape, dtype=torch.complex128)
     for name in names:
-        computed = getattr(aten, name)(LU, pivots, X)
+        computed = getattr(aten_backend, name)(LU, pivots, X)
         assert reference.relative_error(computed, getattr(reference, name)(LU, pivots, X)) < 1e-12
 
 
 @pytest.mark.parametrize("sweep", [(2, 2), (2, 6), (2, 99), (2, 10), (5, 5), (8, 8), (13, 13), (64, 64)], ids=str)
 @pytest.mark.parametrize("shape", [(13, 13), (4, 13, 13), (3, 17, 9), (3, 9, 17), (9, 17)], ids=str)
 def test_every_sweep_gives_the_same_maps(sweep, shape, monkeypatch):
-    monkeypatch.setattr(plan, "small", lambda *problem: None)
-    monkeypatch.setattr(plan, "sweep", lambda *problem: plan.Sweep(*sweep))
+    monkeypatch.setattr(plan, "in_numpy", lambda *problem: None)
+    monkeypatch.setattr(plan, "blocks", lambda *problem: plan.Blocks(*sweep))
     assert_maps(shape)
 
 
 @pytest.mark.parametrize("shape", [(13, 13), (1, 17, 9), (1, 1, 9, 17), (1, 7), (7, 1)], ids=str)
 def test_one_small_matrix(shape):
-    assert plan.small("vjp", 1, *shape[-2:], torch.complex128, "cpu") == "block"
+    assert plan.in_numpy("vjp", 1, *shape[-2:], torch.complex128, "cpu") == "block"
     assert_maps(shape)
 
 
 @pytest.mark.parametrize("shape", [(4, 13, 13), (3, 17, 9), (3, 9, 17), (10, 12, 4, 4)], ids=str)
 def test_columns_of_a_batch(shape, monkeypatch):
-    monkeypatch.setattr(plan, "small", lambda *problem: "columns")
+    monkeypatch.setattr(plan, "in_numpy", lambda *problem: "columns")
     monkeypatch.setattr(plan, "CACHED", 500)
     assert_maps(shape, ("vjp", "jvp", "curvature"))
 
@@ -71,7 +71,7 @@ def test_products_of_second_derivatives(shape, dtype):
     _, pivots, _ = torch.linalg.lu_factor_ex(torch.randn(shape))
     D, X, dB = (torch.randn(shape, dtype=dtype) for _ in range(3))
     for name, args in (("curvature", (D, pivots, X)), ("mixed", (D, pivots, dB))):
-        computed, expected = getattr(aten, name)(*args), getattr(reference, name)(*args)
+        computed, expected = getattr(aten_backend, name)(*args), getattr(reference, name)(*args)
         assert reference.relative_error(computed, expected) < reference.tolerance(dtype, max(m, n))
         assert computed.is_contiguous()
 
@@ -104,7 +104,7 @@ def test_accuracy_beside_torch(name, batch, dtype):
         G = torch.randn(n, n, dtype=dtype)
         expected = reference.vjp(LU, pivots, G)
         stacked = [x.expand(batch, *x.shape).clone() for x in (LU, pivots, G)]
-        ours = reference.relative_error(aten.vjp(*stacked)[0], expected)
+        ours = reference.relative_error(aten_backend.vjp(*stacked)[0], expected)
         theirs = reference.relative_error(torch_vjp(LU, pivots, G), expected)
         assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (n, ours, theirs)
 

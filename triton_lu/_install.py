@@ -1,7 +1,7 @@
 """`install` and `uninstall`: the LU operators of PyTorch on this package, for the whole process.
 
 The kernels registered here stand under the Autograd keys of ATen's operators. Below them nothing changes, so the
-factorization inside `triton_lu/aten.py`, which runs below autograd, still finds PyTorch's own.
+factorization inside `triton_lu/aten_backend.py`, which runs below autograd, still finds PyTorch's own.
 """
 
 from collections.abc import Callable

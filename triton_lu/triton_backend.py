@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import permutation as permutation_kernel
-from triton_lu_kernels import products, sweep, tile, warp
+from triton_lu_kernels import sweep, tile, warp
 
 from triton_lu import plan
-from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
+from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,10 +49,10 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
-    regime = {plan.Warp: warp, plan.Tile: tile, plan.Blocked: sweep, plan.Products: products}[type(chosen)]
-    rows = permutation(pivots, X.shape[-2]) if isinstance(chosen, plan.Products) else pivots
+    regime = {plan.Warp: warp, plan.Tile: tile, plan.Sweep: sweep, plan.Curvature: curvature_kernel}[type(chosen)]
+    rows = permutation(pivots, X.shape[-2]) if isinstance(chosen, plan.Curvature) else pivots
     arguments = (out, _within_32_bits(LU), rows, _within_32_bits(X))
-    if isinstance(chosen, plan.Blocked):
+    if isinstance(chosen, plan.Sweep):
         arguments += sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
     with _launching(X):
         getattr(regime, name)(*arguments, **vars(chosen))

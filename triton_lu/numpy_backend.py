@@ -1,7 +1,7 @@
-"""The maps of small matrices on a CPU, in NumPy, where a call takes a third of one in ATen. Notation as in `aten.py`.
+"""The maps of small matrices on a CPU, in NumPy, where a call takes a third of one in ATen.
 
-For one matrix they are in one block, in the order of operations of `aten._vjp_block_` and `aten._jvp_block_`. For
-batches they go column by column: blocks of width one, for which the solves are divisions and there is no inner
+Notation and order of operations are those of `aten_backend.py`: for one matrix of its `_vjp_block_` and `_jvp_block_`.
+For batches they go column by column: blocks of width one, for which the solves are divisions and there is no inner
 problem. Results are in memory of PyTorch's own, which can be resized.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
-from triton_lu.storage import empty_row_major
+from triton_lu.results import empty_row_major
 
 Array = np.ndarray
 
@@ -61,7 +61,7 @@ def _solve_(T: Tensor, X: Array, *, left: bool, upper: bool, unit: bool = False)
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
-    """`aten.vjp` of one matrix."""
+    """`aten_backend.vjp` of one matrix."""
     m, n = G.shape[-2:]
     k = min(m, n)
     below, strict, above = _triangles(m, n)
@@ -87,7 +87,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
-    """`aten.jvp` of one matrix."""
+    """`aten_backend.jvp` of one matrix."""
     m, n = E.shape[-2:]
     k = min(m, n)
     below, strict, above = _triangles(m, n)
@@ -111,7 +111,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
 
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
-    """`aten.curvature` of one matrix."""
+    """`aten_backend.curvature` of one matrix."""
     m, n = Y.shape[-2:]
     k = min(m, n)
     below, strict, _ = _triangles(m, n)
@@ -141,7 +141,7 @@ def sweep(columns: Callable[[Array, Array], Array], X: Tensor, factors: Tensor, 
 
 
 def vjp_columns(W: Array, B: Array) -> Array:
-    """`aten._vjp_sweep_`."""
+    """`aten_backend._vjp_sweep_`."""
     B = B.conj()
     for j in reversed(range(min(W.shape[:2]))):
         R = slice(j + 1, None)
@@ -154,7 +154,7 @@ def vjp_columns(W: Array, B: Array) -> Array:
 
 
 def jvp_columns(W: Array, B: Array) -> Array:
-    """`aten._jvp_sweep_`."""
+    """`aten_backend._jvp_sweep_`."""
     for j in range(min(W.shape[:2])):
         R = slice(j + 1, None)
         W[R, j] -= B[R, j] * W[j, j]
@@ -165,7 +165,7 @@ def jvp_columns(W: Array, B: Array) -> Array:
 
 
 def curvature_columns(X: Array, D: Array) -> Array:
-    """`aten.curvature` of the rows of Pᵀ Y."""
+    """`aten_backend.curvature` of the rows of Pᵀ Y."""
     D = D.conj()
     K = np.empty_like(X)
     for j in range(min(X.shape[:2])):

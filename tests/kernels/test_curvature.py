@@ -5,7 +5,7 @@ import torch
 from layouts import by_column, by_matrix, by_row, sliced
 from matrices import random_pivots
 from reference import assert_agrees, same_bits
-from triton_lu_kernels import products
+from triton_lu_kernels import curvature
 
 import triton_lu
 
@@ -22,7 +22,7 @@ def run(D, pivots, Y, out=None, block=16, terms=16):
     out = torch.empty(Y.shape, dtype=Y.dtype) if out is None else out
     out.fill_(torch.nan)
     order = triton_lu.permutation(pivots, Y.shape[-2])
-    products.curvature(out, D, order, Y, block=block, terms=terms, num_warps=1)
+    curvature.curvature(out, D, order, Y, block=block, terms=terms, num_warps=1)
     return out
 
 

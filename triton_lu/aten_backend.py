@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import plan, small
+from triton_lu import numpy_backend, plan
 from triton_lu.precision import full_precision
-from triton_lu.storage import empty_column_major, empty_factors, empty_row_major
+from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +112,7 @@ def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: in
     """By their definition, one exchange after the other in Python."""
     numbers: list[int] = []
     for matrix, chosen in enumerate(pivots.tolist()):
-        numbers += small.exchange_([*range(matrix * stride, matrix * stride + m)], chosen, steps)
+        numbers += numpy_backend.exchange_([*range(matrix * stride, matrix * stride + m)], chosen, steps)
     return torch.from_numpy(np.array(numbers, dtype=np.int64))  # torch.tensor takes four times as long
 
 
@@ -169,7 +169,7 @@ def _follow_links(pivots: Tensor, m: int) -> Tensor:
 
 def _small_form(name: str, X: Tensor) -> str | None:
     m, n = X.shape[-2:]
-    return plan.small(name, X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
+    return plan.in_numpy(name, X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
 
 
 def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
@@ -179,13 +179,13 @@ def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
     return torch.index_select(X.reshape(-1, n), 0, order).view(X.shape)
 
 
-def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Sweep], None]) -> None:
+def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Blocks], None]) -> None:
     """The sweep of X by blocks, in place."""
     m, n = X.shape[-2:]
     batch = X.shape[:-2].numel()
     shape = (m, n) if batch == 1 else (batch, m, n)
     with full_precision(X):
-        blocked_(X.view(shape), LU.reshape(shape), plan.sweep(batch, m, n, X.dtype, X.device.type))
+        blocked_(X.view(shape), LU.reshape(shape), plan.blocks(batch, m, n, X.dtype, X.device.type))
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
@@ -194,10 +194,10 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         return empty_row_major(G)
     form = _small_form("vjp", G)
     if form == "block":
-        return small.vjp(LU, pivots, G)
+        return numpy_backend.vjp(LU, pivots, G)
     X = empty_row_major(G)
     if form == "columns":
-        small.sweep(small.vjp_columns, G, LU, X)
+        numpy_backend.sweep(numpy_backend.vjp_columns, G, LU, X)
     else:
         _sweep_(X.copy_(G), LU, _vjp_sweep_)
     m, n = X.shape[-2:]
@@ -218,10 +218,10 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         return empty_column_major(E)
     form = _small_form("jvp", E)
     if form == "block":
-        return small.jvp(LU, pivots, E)
+        return numpy_backend.jvp(LU, pivots, E)
     W = _permuted(E, pivots)
     if form == "columns":
-        return small.sweep(small.jvp_columns, W, LU, empty_column_major(E))
+        return numpy_backend.sweep(numpy_backend.jvp_columns, W, LU, empty_column_major(E))
     _sweep_(W, LU, _jvp_sweep_)
     return empty_column_major(E).copy_(W)  # a sweep by columns would take up to 1.6 times as long
 
@@ -232,10 +232,10 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
         return empty_row_major(Y)
     form = _small_form("curvature", Y)
     if form == "block":
-        return small.curvature(D, pivots, Y)
+        return numpy_backend.curvature(D, pivots, Y)
     X = _permuted(Y, pivots)
     if form == "columns":
-        return small.sweep(small.curvature_columns, X, D, empty_row_major(Y))
+        return numpy_backend.sweep(numpy_backend.curvature_columns, X, D, empty_row_major(Y))
     m, n = Y.shape[-2:]
     k, batch = min(m, n), Y.shape[:-2].numel()
     X = X.view((m, n) if batch == 1 else (batch, m, n))
@@ -353,7 +353,7 @@ def _solve(
     return solve_triangular(T, X, upper=upper, left=left, unitriangular=unit, out=X)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
+def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
     """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
 
     With the strictly lower N = tril(Lᴴ W - triu(W) Uᴴ, -1) U⁻ᴴ that is L⁻ᴴ (N + triu(W)): 2 n³ flops, and the rounding
@@ -428,7 +428,7 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     top.copy_(_solve(BH11, top, room, left=True, upper=True, unit=True))
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Sweep) -> None:
+def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
 
     With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂).
