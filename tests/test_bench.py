@@ -443,14 +443,14 @@ def test_calibrated_widths_give_the_same_derivative(file):
 
 def test_kernels_are_used_up_to_the_calibrated_size(file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
-    assert ops.by_kernel("vjp", torch.ones(32, 32), on_cuda=True)
+    assert ops.Vjp.by_kernel(torch.ones(32, 32), on_cuda=True)
     calibration.write("cuda", {"kernel vjp float32": 16})
-    used = {n: ops.by_kernel("vjp", torch.ones(n, n), on_cuda=True) for n in (16, 17, 32)}
+    used = {n: ops.Vjp.by_kernel(torch.ones(n, n), on_cuda=True) for n in (16, 17, 32)}
     assert used == {16: True, 17: False, 32: False}
-    assert ops.by_kernel("jvp", torch.ones(32, 32), on_cuda=True)
+    assert ops.Jvp.by_kernel(torch.ones(32, 32), on_cuda=True)
     with triton_lu.backend("triton"):
-        assert ops.by_kernel("vjp", torch.ones(32, 32), on_cuda=True)
-    assert not ops.by_kernel("vjp", torch.ones(8, 8), on_cuda=False)
+        assert ops.Vjp.by_kernel(torch.ones(32, 32), on_cuda=True)
+    assert not ops.Vjp.by_kernel(torch.ones(8, 8), on_cuda=False)
 
 
 def content(**changes):
@@ -557,7 +557,7 @@ def test_kernels_and_aten_are_what_is_timed(monkeypatch):
         function()
         return lambda: 1.0
 
-    monkeypatch.setattr(ops, "by_kernel", lambda *problem: choices.append(current()) or False)
+    monkeypatch.setattr(ops.Operator, "by_kernel", lambda *_, on_cuda: choices.append(current()) or False)
     dict(calibrate.kernel_sizes(CPU, clockmaker, 0))
     assert choices == ["triton", "aten"] * 3
 

@@ -227,6 +227,6 @@ def test_aten_on_fake_cuda_tensors(shape, dtype):
 @fake_cuda
 def test_the_operator_that_reads_values_stays_out_of_cuda_graphs():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
-        ops._check(torch.empty(3, device="cuda", dtype=torch.int32), "lu")
+        ops.Check.run(torch.empty(3, device="cuda", dtype=torch.int32), "lu", on_cuda=True)
     operators = (ops.factor, ops.vjp, ops.jvp, ops.curvature, ops.mixed, ops.permutation, ops.check)
     assert [op for op in operators if torch.Tag.cudagraph_unsafe in op.tags] == [ops.check]

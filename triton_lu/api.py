@@ -1,15 +1,12 @@
 """The public functions: what they accept, what they return, every error they raise.
 
-Reference for the formulas of the derivatives: `triton_lu/autograd.py`, and for the packed format LAPACK's getrf.
+Reference for the formulas of the derivatives: `triton_lu/ops.py`, and for the packed format LAPACK's getrf.
 """
 
 import torch
 from torch import Tensor
 
-from triton_lu import (
-    autograd,  # noqa: F401  registers the derivatives
-    ops,
-)
+from triton_lu import ops
 from triton_lu.autograd_key import without_autocast
 
 HALF = (torch.float16, torch.bfloat16)

@@ -1,154 +1,244 @@
-"""The operators `torch.ops.triton_lu.*`: schemas, shapes for tracing, implementations, batching and autocast rules.
+"""The operators `torch.ops.triton_lu.*`: one class each, from which everything follows that PyTorch is told of it.
 
-Operators are opaque to compilers: one node in a graph, whatever number of kernels they launch. Derivatives are
-registered in `autograd.py`. Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD
-would copy otherwise; all other matrices are row-major.
+Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD would copy otherwise; all other
+matrices are row-major.
+
+Derivatives: to every order.
+
+With A = P L U, B = L and U packed, two maps are linear in their argument and each other's adjoints:
+
+    vjp: G ↦ Y = P X,   X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ
+    jvp: E ↦ D,         D = dL and dU packed, the first-order change of B with E: Pᵀ E = dL U + L dU
+
+P comes from discrete pivots and does not vary. So the derivative of either with respect to its argument is itself, and
+pulling back through it is the other. With respect to B, along δB = δL and δU packed, for a fixed E
+
+    0 = δ(dL U + L dU) = (δdL U + L δdU) + (dL δU + δL dU),   that is   δD = jvp(mixed(D, δB)),
+    mixed(D, δB) = -P (dL δU + δL dU).
+
+Re⟨D, G⟩ = Re⟨E, Y⟩ changes by Re⟨δD, G⟩ = Re⟨mixed(D, δB), Y⟩: its gradient with respect to B is
+
+    curvature(D, Y) = -tril(X dUᴴ, -1) - triu(dLᴴ X),   X = Pᵀ Y,
+
+and since `mixed` is symmetric, δY = vjp(curvature(δB, Y)). These two, linear in both of their arguments, are each
+other's derivatives. So the four maps are closed under differentiation, and there are derivatives of every order.
 """
 
-from collections.abc import Callable
-from functools import partial
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triton_lu import aten_backend, plan
 from triton_lu._backend import current
+from triton_lu.autograd_key import primal, tangent_mode, without_autocast
+from triton_lu.registration import Operator, register
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
-_library = torch.library.Library("triton_lu", "DEF")
+
+class Factor(Operator):
+    """A -> (LU, pivots, infos): d LU = jvp(dA)."""
+
+    schema = "factor(Tensor A, bool pivot=True) -> (Tensor LU, Tensor pivots, Tensor infos)"
+    matrix = 0
+
+    @staticmethod
+    def shapes(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        return empty_factors(A)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        LU, pivots, infos = output
+        ctx.mark_non_differentiable(pivots, infos)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(LU, pivots)
+        ctx.save_for_forward(LU, pivots)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if G is None:
+            return None, None, None
+        LU, pivots = ctx.saved_tensors
+        with without_autocast(G):
+            return None, vjp(LU, pivots, G), None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> tuple[Any, ...]:
+        LU, pivots = ctx.saved_tensors
+        with tangent_mode():
+            return jvp(primal(LU), pivots, dA), None, None
 
 
-def _define(schema: str, *tags: torch.Tag) -> torch._ops.OpOverload:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
-    return getattr(torch.ops.triton_lu, schema.partition("(")[0]).default
+class Vjp(Operator):
+    """(LU, pivots, G) -> Y = vjp(G)."""
+
+    schema = "vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor"
+    kernel_or_error = True
+
+    @staticmethod
+    def shapes(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
+        return empty_row_major(G)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, LU, pivots, _ = inputs
+        ctx.save_for_backward(LU, pivots, output)
+        ctx.save_for_forward(LU, pivots, output)
+
+    @staticmethod
+    def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
+        LU, pivots, Y = ctx.saved_tensors
+        with without_autocast(V):
+            D = jvp(LU, pivots, V)
+            return None, curvature(D, pivots, Y) if ctx.needs_input_grad[1] else None, None, D
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dG: Tensor | None) -> Tensor:
+        LU, pivots, Y = ctx.saved_tensors
+        with tangent_mode():
+            change = None if dLU is None else curvature(dLU, pivots, primal(Y))
+            return vjp(primal(LU), pivots, _total(change, dG))
 
 
-factor = _define("factor(Tensor A, bool pivot=True) -> (Tensor LU, Tensor pivots, Tensor infos)")
-vjp = _define("vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor")
-jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
-curvature = _define("curvature(Tensor D, Tensor pivots, Tensor Y) -> Tensor")
-mixed = _define("mixed(Tensor D, Tensor pivots, Tensor dB) -> Tensor")
-permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
-check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe)  # it waits for the infos
-torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
+class Jvp(Operator):
+    """(LU, pivots, E) -> D = jvp(E)."""
+
+    schema = "jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor"
+    kernel_or_error = True
+
+    @staticmethod
+    def shapes(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
+        return empty_column_major(E)
+
+    setup_context = staticmethod(Vjp.setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        LU, pivots, D = ctx.saved_tensors
+        with without_autocast(G):
+            Y = vjp(LU, pivots, G)
+            return None, curvature(D, pivots, Y) if ctx.needs_input_grad[1] else None, None, Y
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dE: Tensor | None) -> Tensor:
+        LU, pivots, D = ctx.saved_tensors
+        with tangent_mode():
+            change = None if dLU is None else mixed(primal(D), pivots, dLU)
+            return jvp(primal(LU), pivots, _total(change, dE))
 
 
-# Shapes, dtypes and strides, for tracing without data
+def _total(*terms: Tensor | None) -> Tensor:
+    return reduce(add, (term for term in terms if term is not None))
 
 
-def _factor_shapes(A: Tensor, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_factors(A)
+class Curvature(Operator):
+    """(D, pivots, Y) -> curvature(D, Y)."""
+
+    schema = "curvature(Tensor D, Tensor pivots, Tensor Y) -> Tensor"
+
+    @staticmethod
+    def shapes(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
+        return empty_row_major(Y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
+        D, pivots, Y = ctx.saved_tensors
+        _, needs_D, _, needs_Y = ctx.needs_input_grad
+        with without_autocast(V):
+            D_grad = curvature(V, pivots, Y) if needs_D else None
+            return None, D_grad, None, mixed(D, pivots, V) if needs_Y else None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dD: Tensor | None, __: None, dY: Tensor | None) -> Tensor:
+        D, pivots, Y = ctx.saved_tensors
+        with tangent_mode():
+            along_D = None if dD is None else curvature(dD, pivots, primal(Y))
+            return _total(along_D, None if dY is None else curvature(primal(D), pivots, dY))
 
 
-def _vjp_shapes(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
-    return empty_row_major(G)
+class Mixed(Operator):
+    """(D, pivots, dB) -> mixed(D, dB)."""
+
+    schema = "mixed(Tensor D, Tensor pivots, Tensor dB) -> Tensor"
+
+    @staticmethod
+    def shapes(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
+        return empty_row_major(dB)
+
+    setup_context = staticmethod(Curvature.setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, V: Tensor) -> tuple[Any, ...]:
+        D, pivots, dB = ctx.saved_tensors
+        _, needs_D, _, needs_dB = ctx.needs_input_grad
+        with without_autocast(V):
+            D_grad = curvature(dB, pivots, V) if needs_D else None
+            return None, D_grad, None, curvature(D, pivots, V) if needs_dB else None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dD: Tensor | None, __: None, ddB: Tensor | None) -> Tensor:
+        D, pivots, dB = ctx.saved_tensors
+        with tangent_mode():
+            along_D = None if dD is None else mixed(dD, pivots, primal(dB))
+            return _total(along_D, None if ddB is None else mixed(primal(D), pivots, ddB))
 
 
-def _jvp_shapes(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
-    return empty_column_major(E)
+class Permutation(Operator):
+    """(pivots, m) -> the order of the rows: A[permutation] = L U."""
+
+    schema = "permutation(Tensor pivots, SymInt m) -> Tensor"
+    core_ndim = 1
+    matrix = 0
+    autocast = False
+
+    @staticmethod
+    def shapes(pivots: Tensor, m: int) -> Tensor:
+        return pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
+
+    @classmethod
+    def by_kernel(cls, pivots: Tensor, *, on_cuda: bool) -> bool:
+        return current() == "triton" or (current() == "auto" and on_cuda)
+
+    @classmethod
+    def run(cls, *args: Any, on_cuda: bool) -> Tensor:
+        pivots, m = args
+        if pivots.numel() and not on_cuda:  # there, looking at them would be a synchronization
+            first, last = map(int, pivots.aminmax())
+            if first < 1 or last > m:
+                raise RuntimeError(f"`permutation` expects pivots from 1 to m = {m}; got pivots from {first} to {last}")
+        return super().run(pivots, m, on_cuda=on_cuda)
 
 
-def _product_shapes(D: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
-    return empty_row_major(X)
+class Check(Operator):
+    """(infos, name) -> nothing, or LinAlgError if one of the infos is not zero."""
 
+    schema = "check(Tensor infos, str name) -> ()"
+    tags = (torch.Tag.cudagraph_unsafe,)  # it waits for the infos
+    core_ndim = 0
+    autocast = False
 
-def _permutation_shapes(pivots: Tensor, m: int) -> Tensor:
-    return pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
+    @staticmethod
+    def shapes(infos: Tensor, name: str) -> None:
+        return None
 
-
-def _check_shapes(infos: Tensor, name: str) -> None:
-    return None
-
-
-_shapes: dict[str, Callable[..., Any]] = {
-    "factor": _factor_shapes,
-    "vjp": _vjp_shapes,
-    "jvp": _jvp_shapes,
-    "curvature": _product_shapes,
-    "mixed": _product_shapes,
-    "permutation": _permutation_shapes,
-    "check": _check_shapes,
-}
-for _name, _fake in _shapes.items():
-    torch.library.register_fake(f"triton_lu::{_name}", _fake, lib=_library)
-
-
-# Implementations
-
-
-def by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
-    """Whether the backend in force means Triton for this problem."""
-    choice = current()
-    if choice == "auto" and on_cuda:
-        m, n = X.shape[-2:]
-        return _has_kernel(name, X) and plan.kernel_pays(name, m, n, X.dtype)
-    return choice == "triton"
-
-
-def _has_kernel(name: str, X: Tensor) -> bool:
-    m, n = X.shape[-2:]
-    return plan.kernel(name, m, n, X.dtype) is not None
-
-
-def _run_factor(A: Tensor, pivot: bool = True, *, on_cuda: bool) -> tuple[Tensor, Tensor, Tensor]:
-    if by_kernel("factor", A, on_cuda) and _has_kernel("factor", A):
-        from triton_lu import triton_backend  # imports Triton
-
-        return triton_backend.factor(A, pivot)
-    return aten_backend.factor(A, pivot)
-
-
-def _run_map(LU: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
-    """`vjp` or `jvp`."""
-    if by_kernel(name, X, on_cuda):
-        from triton_lu import triton_backend
-
-        return getattr(triton_backend, name)(LU, pivots, X)
-    return getattr(aten_backend, name)(LU, pivots, X)
-
-
-def _run_product(D: Tensor, pivots: Tensor, X: Tensor, *, name: str, on_cuda: bool) -> Tensor:
-    """`curvature` or `mixed`."""
-    if by_kernel(name, X, on_cuda) and _has_kernel(name, X):
-        from triton_lu import triton_backend
-
-        return getattr(triton_backend, name)(D, pivots, X)
-    return getattr(aten_backend, name)(D, pivots, X)
-
-
-def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:
-    if pivots.numel() and not on_cuda:  # there, looking at them would be a synchronization
-        first, last = map(int, pivots.aminmax())
-        if first < 1 or last > m:
-            raise RuntimeError(f"`permutation` expects pivots from 1 to m = {m}; got pivots from {first} to {last}")
-    if current() == "triton" or (current() == "auto" and on_cuda):
-        from triton_lu import triton_backend
-
-        return triton_backend.permutation(pivots, m)
-    return aten_backend.permutation(pivots, m)
-
-
-for _key in ("CPU", "CUDA"):
-    _on_cuda = _key == "CUDA"
-    _library.impl("factor", partial(_run_factor, on_cuda=_on_cuda), _key)
-    _library.impl("permutation", partial(_run_permutation, on_cuda=_on_cuda), _key)
-    for _name in ("curvature", "mixed"):
-        _library.impl(_name, partial(_run_product, name=_name, on_cuda=_on_cuda), _key)
-    for _name in ("vjp", "jvp"):
-        _library.impl(_name, partial(_run_map, name=_name, on_cuda=_on_cuda), _key)
-
-
-def _check(infos: Tensor, name: str) -> None:
-    if infos.any():
-        flat = infos.flatten()
-        element = int(flat.nonzero()[0])
-        pivot = int(flat[element])
-        where = "" if infos.ndim == 0 else f"batch element {_position(element, infos.shape)}: "
-        raise torch.linalg.LinAlgError(
-            f"`{name}`: {where}U[{pivot}, {pivot}] (counting from 1) is exactly zero: the matrix is singular. "
-            "Ask for the infos to factorize without this error"
-        )
+    @classmethod
+    def run(cls, *args: Any, on_cuda: bool) -> None:
+        infos, name = args
+        if infos.any():
+            flat = infos.flatten()
+            element = int(flat.nonzero()[0])
+            pivot = int(flat[element])
+            where = "" if infos.ndim == 0 else f"batch element {_position(element, infos.shape)}: "
+            raise torch.linalg.LinAlgError(
+                f"`{name}`: {where}U[{pivot}, {pivot}] (counting from 1) is exactly zero: the matrix is singular. "
+                "Ask for the infos to factorize without this error"
+            )
 
 
 def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
@@ -156,31 +246,7 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
     return index if len(index) > 1 else index[0]
 
 
-_library.impl("check", _check, "CompositeExplicitAutograd")
-
-
-# Batching rules of torch.func.vmap: the operators are batched already, bring every argument to the same batch
-
-
-def _vmap(op: torch._ops.OpOverload) -> Callable[..., Any]:
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        def to_front(x: Any, dim: int | None) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-        in_dims += (None,) * (len(args) - len(in_dims))
-        return op(*map(to_front, args, in_dims)), 0
-
-    return rule
-
-
-for _op in (factor, vjp, jvp, curvature, mixed, permutation, check):
-    torch.library.register_vmap(_op, _vmap(_op), lib=_library)
-
-
-# Autocast: LU in single precision, with autocast off for the operations inside
-
-for _op in (factor, vjp, jvp, curvature, mixed):
-    for _device in ("cpu", "cuda"):
-        torch.library.register_autocast(_op, _device, torch.float32, lib=_library)
+factor, vjp, jvp, curvature, mixed, permutation, check = register(
+    Factor, Vjp, Jvp, Curvature, Mixed, Permutation, Check
+)
+torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it

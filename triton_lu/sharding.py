@@ -10,22 +10,20 @@ import torch
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
-from triton_lu import ops
+from triton_lu.registration import OPERATORS
 
 
-def _batched(op: torch._ops.OpOverload, core: int) -> None:
-    """Register that all tensors of `op` have the batch of its first argument: what is before its `core` dimensions."""
+def _batched(op: torch._ops.OpOverload, core_ndim: int) -> None:
+    """Register that all tensors of `op` have the batch of its first argument: what is before its core dimensions."""
     results = len(op._schema.returns)
 
     @register_sharding(op)
     def rule(X: Any, *args: Any) -> list[tuple[list[Any], list[Any]]]:
         is_tensor = [True, *(hasattr(x, "placements") for x in args)]
-        choices = [Replicate(), *map(Shard, range(X.ndim - core))]
+        choices = [Replicate(), *map(Shard, range(X.ndim - core_ndim))]
         return [([p] * results, [p if tensor else None for tensor in is_tensor]) for p in choices]
 
 
-for _op in (ops.factor, ops.vjp, ops.jvp, ops.curvature, ops.mixed):
-    _batched(_op, 2)
-_batched(ops.permutation, 1)
-_batched(ops.check, 0)
+for _op, _operator in OPERATORS.items():
+    _batched(_op, _operator.core_ndim)
 _batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority

@@ -54,7 +54,7 @@ def served_by(A: Tensor) -> str:
     """The implementation and the plan by which the gradient of `lu(A)` is computed."""
     m, n = A.shape[-2:]
     kernel = plan.kernel("vjp", m, n, A.dtype)
-    if kernel and ops.by_kernel("vjp", A, A.is_cuda):
+    if kernel and ops.Vjp.by_kernel(A, on_cuda=A.is_cuda):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
     batch = A.shape[:-2].numel()
     if small := plan.in_numpy("vjp", batch, m, n, A.dtype, A.device.type):

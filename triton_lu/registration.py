@@ -1,0 +1,98 @@
+"""What PyTorch is told about an operator, all of it derived from one class: see `Operator` and `register`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from triton_lu import aten_backend, plan
+from triton_lu._backend import current
+from triton_lu.autograd_key import DerivativeRule, autograd_key
+
+OPERATORS: dict[torch._ops.OpOverload, "type[Operator]"] = {}
+"""All that are registered."""
+
+_library = torch.library.Library("triton_lu", "DEF")
+
+
+class Operator(DerivativeRule):
+    """An operator `torch.ops.triton_lu.NAME`: to compilers one opaque node, whatever number of kernels it launches.
+
+    A subclass has a `schema`; `shapes`, which returns what tracing without data needs, uninitialized results with their
+    dtypes and strides; and, where it is differentiable, `setup_context`, `backward` and `jvp` as in `DerivativeRule`.
+    The functions of its name in `aten_backend` and `triton_backend` are what it runs.
+    """
+
+    schema: ClassVar[str]
+    shapes: ClassVar[Callable[..., Any]]
+    tags: ClassVar[tuple[torch.Tag, ...]] = ()
+    core_ndim: ClassVar[int] = 2
+    """Dimensions of the first argument behind the batch, which is that of all arguments and results."""
+    autocast: ClassVar[bool] = True
+    """Whether autocast gives it single precision."""
+    matrix: ClassVar[int] = -1
+    """The argument whose shape and dtype decide which implementation runs."""
+    kernel_or_error: ClassVar[bool] = False
+    """Whether `backend("triton")` is refused where there is no kernel, rather than served by ATen."""
+    name: ClassVar[str]
+    defaults: ClassVar[tuple[Any, ...]]
+
+    @classmethod
+    def by_kernel(cls, X: Tensor, *, on_cuda: bool) -> bool:
+        """Whether the backend in force means a Triton kernel for this matrix."""
+        choice, (m, n) = current(), X.shape[-2:]
+        if choice == "aten" or (choice == "auto" and not on_cuda):
+            return False
+        if plan.kernel(cls.name, m, n, X.dtype) is None:
+            return choice == "triton" and cls.kernel_or_error
+        return choice == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype)
+
+    @classmethod
+    def run(cls, *args: Any, on_cuda: bool) -> Any:
+        """What the operator does for tensors on a CPU or, with `on_cuda`, a GPU."""
+        args += cls.defaults[len(args) :]  # the dispatcher strips trailing defaults
+        if cls.by_kernel(args[cls.matrix], on_cuda=on_cuda):
+            from triton_lu import triton_backend  # imports Triton
+
+            return getattr(triton_backend, cls.name)(*args)
+        return getattr(aten_backend, cls.name)(*args)
+
+
+def register(*operators: type[Operator]) -> list[torch._ops.OpOverload]:
+    """Registers operators with PyTorch; returns them as callables, `torch.ops.triton_lu.NAME.default`."""
+    return [_register(operator) for operator in operators]
+
+
+def _register(operator: type[Operator]) -> torch._ops.OpOverload:
+    name = operator.name = operator.schema.partition("(")[0]
+    _library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag, *operator.tags))
+    op = getattr(torch.ops.triton_lu, name).default
+    operator.defaults = tuple(argument.default_value for argument in op._schema.arguments)
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, partial(operator.run, on_cuda=key == "CUDA"), key)
+    torch.library.register_fake(op, operator.shapes, lib=_library)
+    torch.library.register_vmap(op, _batching(op), lib=_library)
+    if operator.autocast:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(op, device, torch.float32, lib=_library)
+    OPERATORS[op] = operator
+    if operator.backward is not DerivativeRule.backward:
+        _library.impl(name, autograd_key(op, operator), "Autograd")
+    return op
+
+
+def _batching(op: torch._ops.OpOverload) -> Callable[..., Any]:
+    """The rule for torch.func.vmap: operators are batched already, so every argument is brought to the same batch."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        def to_front(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        in_dims += (None,) * (len(args) - len(in_dims))
+        return op(*map(to_front, args, in_dims)), 0
+
+    return rule
