@@ -18,9 +18,10 @@ from rich.table import Table
 from torch import Tensor
 
 import triton_lu
-from tests.matrices import REGULAR, ZOO
+from tests.support.matrices import REGULAR, ZOO
+from triton_lu import reference
 from triton_lu.bench import machine
-from triton_lu.cli import accuracy, dtype_name
+from triton_lu.cli import dtype_name
 
 RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
 SINGLE, DOUBLE = (torch.float32, torch.complex64), (torch.float64, torch.complex128)
@@ -47,7 +48,7 @@ def measure(name: str, batch: int, n: int, dtype: torch.dtype) -> dict[str, obje
     G = torch.randn(A.shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     result = torch.linalg.lu_factor_ex(A)
     LU, pivots = result.LU.detach(), result.pivots
-    exact = extended_gradient(LU, pivots, G) if dtype in DOUBLE else accuracy.reference_gradient(LU, pivots, G).numpy()
+    exact = extended_gradient(LU, pivots, G) if dtype in DOUBLE else reference.vjp(LU, pivots, G).numpy()
     gradients = {
         "triton_lu": torch.ops.triton_lu.vjp(LU, pivots, G).numpy(),
         "torch": torch.autograd.grad(result.LU, A, G)[0].numpy(),

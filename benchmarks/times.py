@@ -27,11 +27,11 @@ from rich.progress import track
 
 import triton_lu
 from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
-from triton_lu import aten_backend, ops, plan
+from triton_lu import aten_backend, ops, plan, reference
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Size
 from triton_lu.bench.timing import Clockmaker, event_clock
-from triton_lu.cli import accuracy, dtype_name
+from triton_lu.cli import dtype_name
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512, 1024)), Size(1, 100, 40))
@@ -102,11 +102,11 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
     with operator(case) as op:
         result = op(*given)
     if name == "factor":
-        error = accuracy.residual(some[0], result[0][:64], result[1][:64])
+        error = reference.residual(some[0], result[0][:64], result[1][:64])
     else:
         with triton_lu.backend("aten"):
-            exact = getattr(aten_backend, name)(*(x if x.dtype == torch.int32 else accuracy.double(x) for x in some))
-        error = accuracy.relative_error(result[:64], exact)
+            exact = getattr(aten_backend, name)(*(x if x.dtype == torch.int32 else reference.double(x) for x in some))
+        error = reference.relative_error(result[:64], exact)
     if not error <= 30 * max(shape[1:]) * torch.finfo(dtype).eps:
         raise ArithmeticError(f"relative error {error:.1e}")
     with operator(case) as op:

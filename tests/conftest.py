@@ -24,6 +24,12 @@ if os.environ["TRITON_INTERPRET"] == "1":
     collect_ignore = ["emulator", "gpu"]
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name in ("emulator", "gpu"):
+            item.add_marker(item.path.parent.name)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _default_plans(tmp_path_factory):
     """No test depends on a calibration of the machine it runs on."""

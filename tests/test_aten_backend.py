@@ -1,11 +1,10 @@
 """The ATen maps: against double precision on the zoo, against PyTorch's own backward, and their memory."""
 
 import pytest
-import reference
 import torch
-from matrices import REGULAR, ZOO
 
-from triton_lu import aten_backend, plan
+from tests.support.matrices import REGULAR, ZOO
+from triton_lu import aten_backend, plan, reference
 from triton_lu.bench.timing import peak_bytes
 
 SIZES = ((1, 1), (6, 6), (33, 33), (40, 25), (25, 40), (150, 150), (150, 70), (70, 150))

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
 
 from benchmarks import accuracy
+from triton_lu import reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)

@@ -1,13 +1,13 @@
 """Derivatives of every order, under autograd, forward AD and torch.func."""
 
 import pytest
-import reference
 import torch
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.func import hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 import triton_lu
+from triton_lu import reference
 
 SHAPES = ((1, 1), (3, 3), (5, 3), (3, 5), (2, 4, 4), (2, 1, 3, 2), (0, 3), (2, 3, 0), (2, 0, 3))
 

@@ -5,8 +5,6 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from processes import Processes
-from readme import examples
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -15,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 import triton_lu
+from tests.support.processes import Processes
+from tests.support.readme import examples
 
 SIZE = 2
 GATHER, REDUCE, SCATTER = ({name: 1} for name in ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor"))

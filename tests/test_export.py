@@ -4,11 +4,11 @@ from io import BytesIO
 
 import pytest
 import torch
-from readme import examples
 from torch.autograd import grad
 from torch.export import Dim, export, load, save
 
 import triton_lu
+from tests.support.readme import examples
 
 BATCH = ({0: Dim("batch")},)
 

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import reference
 import torch
 from torch._subclasses import FakeTensorMode
 
 import triton_lu
+from triton_lu import reference
 
 ROOT = Path(__file__).parents[1]
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from matrices import ZOO
-from reference import factors, row_order
 
 import triton_lu
+from tests.support.matrices import ZOO
+from triton_lu.reference import factors, row_order
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 SHAPES = (

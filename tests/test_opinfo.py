@@ -6,7 +6,11 @@ The sample inputs that PyTorch draws for its functions go through the checks tha
 
 import pytest
 import torch
-from opinfo import (
+from torch._subclasses import CrossRefFakeMode
+from torch.testing._internal import composite_compliance
+from torch.testing._internal.common_dtype import integral_types_and
+
+from tests.support.opinfo import (
     DOUBLE,
     FACTORIZATIONS,
     OURS,
@@ -19,9 +23,6 @@ from opinfo import (
     samples,
     tensors_of,
 )
-from torch._subclasses import CrossRefFakeMode
-from torch.testing._internal import composite_compliance
-from torch.testing._internal.common_dtype import integral_types_and
 
 every_function = pytest.mark.parametrize("name", OURS)
 

@@ -7,13 +7,13 @@ as many, anew each time. An example is a few parameters and a seed, so what is p
 from dataclasses import dataclass, replace
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import same_bits
 
 import triton_lu
+from tests.support.assertions import same_bits
+from triton_lu import reference
 from triton_lu._backend import current
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)

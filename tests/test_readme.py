@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from readme import README, examples
 
 import triton_lu
+from tests.support.readme import README, examples
 
 EXAMPLES = [*examples("triton_lu"), *examples("Use")]  # later ones run in test_export.py and test_distributed.py
 

@@ -6,9 +6,9 @@ derivatives of such a matrix are not finite, and no other matrix of the batch ch
 
 import pytest
 import torch
-from reference import same_bits
 
 import triton_lu
+from tests.support.assertions import same_bits
 
 vjp, jvp = torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp
 SHAPES = {

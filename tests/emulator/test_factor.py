@@ -9,11 +9,11 @@ from dataclasses import asdict
 import ptxrun
 import pytest
 import torch
-from emulated import TARGETS, assert_is_factorization
-from layouts import by_column, by_matrix, by_row
-from matrices import ZOO
 from triton_lu_kernels import factor
 
+from tests.support.emulated import TARGETS, assert_is_factorization
+from tests.support.layouts import by_column, by_matrix, by_row
+from tests.support.matrices import ZOO
 from triton_lu import plan
 
 FULL = [

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from matrices import problem
 from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
@@ -10,6 +9,7 @@ from triton_lu_kernels import launch
 
 import triton_lu
 from benchmarks.kernels import NoDevice
+from tests.support.matrices import problem
 
 
 class Driver(NoDevice):

@@ -9,13 +9,13 @@ from dataclasses import asdict
 import ptxrun
 import pytest
 import torch
-from emulated import OLD_COMPILER, TARGETS
-from layouts import by_column
-from matrices import IRREGULAR, REGULAR, problem
-from reference import assert_agrees
 from triton_lu_kernels import tile, warp
 
 from benchmarks.kernels import static
+from tests.support.assertions import assert_agrees
+from tests.support.emulated import OLD_COMPILER, TARGETS
+from tests.support.layouts import by_column
+from tests.support.matrices import IRREGULAR, REGULAR, problem
 from triton_lu.bench.problems import Size
 from triton_lu.plan import kernel as kernel_plan
 

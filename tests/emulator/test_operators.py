@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import ptxrun
 import pytest
-import reference
 import torch
-from emulated import FAULTS, SCHEDULES, TARGETS, assert_is_factorization
-from layouts import by_column, by_row
-from matrices import ZOO, random_pivots
 
 import triton_lu
-from triton_lu import plan
+from tests.support.emulated import FAULTS, SCHEDULES, TARGETS, assert_is_factorization
+from tests.support.layouts import by_column, by_row
+from tests.support.matrices import ZOO, random_pivots
+from triton_lu import plan, reference
 
 # X is the argument G or E of a map, the Y of `curvature` (whose D is called LU), or the matrix A to be factored.
 TABLE = """

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 import ptxrun
 import pytest
 import torch
-from matrices import problem
-from reference import assert_agrees
 from triton_lu_kernels import sweep
 
+from tests.support.assertions import assert_agrees
+from tests.support.matrices import problem
 from triton_lu import plan
 
 MAPS = ["vjp", "jvp"]

@@ -3,17 +3,16 @@
 from functools import partial
 
 import pytest
-import reference
 import torch
-from layouts import by_column, by_matrix
-from matrices import IRREGULAR, REGULAR, batch_of, random_pivots
-from matrices import problem as problem_on
-from reference import assert_agrees
 from torch.autograd import forward_ad, grad, gradcheck, gradgradcheck
 from torch.func import vmap
 
 import triton_lu
-from triton_lu import ops, plan
+from tests.support.assertions import assert_agrees
+from tests.support.layouts import by_column, by_matrix
+from tests.support.matrices import IRREGULAR, REGULAR, batch_of, random_pivots
+from tests.support.matrices import problem as problem_on
+from triton_lu import ops, plan, reference
 from triton_lu.__main__ import main
 from triton_lu.bench.timing import peak_bytes
 

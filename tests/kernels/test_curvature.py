@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from layouts import by_column, by_matrix, by_row, sliced
-from matrices import random_pivots
-from reference import assert_agrees, same_bits
 from triton_lu_kernels import curvature
 
 import triton_lu
+from tests.support.assertions import assert_agrees, same_bits
+from tests.support.layouts import by_column, by_matrix, by_row, sliced
+from tests.support.matrices import random_pivots
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 

@@ -3,13 +3,12 @@
 from dataclasses import asdict
 
 import pytest
-import reference
 import torch
-from layouts import by_column, by_matrix, by_row, sliced
-from matrices import REGULAR, ZOO
 from triton_lu_kernels import factor
 
-from triton_lu import aten_backend, plan
+from tests.support.layouts import by_column, by_matrix, by_row, sliced
+from tests.support.matrices import REGULAR, ZOO
+from triton_lu import aten_backend, plan, reference
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]

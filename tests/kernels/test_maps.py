@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from layouts import by_column, by_matrix, by_row, sliced
-from matrices import IRREGULAR, REGULAR, problem
-from reference import assert_agrees, same_bits
 from triton_lu_kernels import tile, warp
 
 import triton_lu
+from tests.support.assertions import assert_agrees, same_bits
+from tests.support.layouts import by_column, by_matrix, by_row, sliced
+from tests.support.matrices import IRREGULAR, REGULAR, problem
 
 MAPS = ["vjp", "jvp"]
 SMALL = [*MAPS, "curvature"]

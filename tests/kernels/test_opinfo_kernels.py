@@ -6,12 +6,23 @@ interpreter a kernel takes a tenth of a second or more, so the samples are dealt
 
 import pytest
 import torch
-from opinfo import DOUBLE, FACTORIZATIONS, OURS, SINGLE, THEIRS, assert_vmaps, call, check, differentiable, samples
 from torch.autograd import forward_ad, grad
 from torch.testing._internal.common_utils import noncontiguous_like
 from torch.testing._internal.opinfo.core import SampleInput
 
 import triton_lu
+from tests.support.opinfo import (
+    DOUBLE,
+    FACTORIZATIONS,
+    OURS,
+    SINGLE,
+    THEIRS,
+    assert_vmaps,
+    call,
+    check,
+    differentiable,
+    samples,
+)
 from triton_lu import aten_backend
 
 WIDE = dict(zip(SINGLE + DOUBLE, DOUBLE + DOUBLE, strict=True))

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from matrices import random_pivots
-from reference import row_order
 
 import triton_lu
+from tests.support.matrices import random_pivots
+from triton_lu.reference import row_order
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,13 @@
 """The kernels of vjp and jvp for more than 128 rows and columns, under Triton's interpreter."""
 
 import pytest
-import reference
 import torch
-from layouts import by_column, by_matrix, sliced
-from matrices import REGULAR, problem
-from reference import assert_agrees
 from triton_lu_kernels import sweep
+
+from tests.support.assertions import assert_agrees
+from tests.support.layouts import by_column, by_matrix, sliced
+from tests.support.matrices import REGULAR, problem
+from triton_lu import reference
 
 MAPS = ["vjp", "jvp"]
 DTYPES = [torch.float64, torch.complex64, torch.complex128]

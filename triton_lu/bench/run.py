@@ -18,11 +18,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from triton_lu import reference
 from triton_lu.bench import calibrate, machine
 from triton_lu.bench.problems import Problem, grid
 from triton_lu.bench.providers import PROVIDERS
 from triton_lu.bench.timing import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
-from triton_lu.cli import accuracy, dtype_name
+from triton_lu.cli import dtype_name
 from triton_lu.cli.matrixfile import InputError
 
 Row = dict[str, Any]
@@ -128,7 +129,7 @@ def measure(
             {**row, "status": f"skipped: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} free"} for row in rows.values()
         ]
     try:
-        reference = PROVIDERS["torch"].prepare(problem.in_double_precision, device)()
+        expected = PROVIDERS["torch"].prepare(problem.in_double_precision, device)()
     except torch.OutOfMemoryError:
         return [{**row, "status": "skipped: out of memory"} for row in rows.values()]
     clocks: dict[str, Clock] = {}
@@ -137,7 +138,7 @@ def measure(
         provider = PROVIDERS[name]
         try:
             function = provider.prepare(problem, device)
-            row["error"] = check(problem, function(), reference)
+            row["error"] = check(problem, function(), expected)
             if provider.is_torch:
                 row["memory"] = peak_bytes(function, device) / problem.nbytes
                 clocks[name] = clockmaker(function)
@@ -148,19 +149,19 @@ def measure(
                 clocks[name] = settled(clocks[name], function)
         except Exception as error:  # whatever it is, the other providers are to be measured
             row["status"] = f"failed: {' '.join(str(error).split())[:200] or type(error).__name__}"
-    del reference
+    del expected
     timings = interleaved(clocks, rounds=25, limit_seconds=seconds)
     for name, timing in timings.items():
         rows[name] |= _times(timing, timings.get("torch"))
     return list(rows.values())
 
 
-def check(problem: Problem, results: Sequence[Any], reference: Sequence[torch.Tensor]) -> float:
+def check(problem: Problem, results: Sequence[Any], expected: Sequence[torch.Tensor]) -> float:
     """The largest relative error; ArithmeticError if rounding does not explain it."""
     tensors = [x if isinstance(x, torch.Tensor) else torch.from_dlpack(x) for x in results]
-    pairs = zip(tensors, reference, strict=True)
-    error = max(accuracy.relative_error(x.detach(), exact.detach()) for x, exact in pairs)
-    allowed = 30 * max(problem.size.m, problem.size.n) * torch.finfo(problem.dtype).eps
+    pairs = zip(tensors, expected, strict=True)
+    error = max(reference.relative_error(x.detach(), exact.detach()) for x, exact in pairs)
+    allowed = reference.tolerance(problem.dtype, max(problem.size.m, problem.size.n))
     if not error <= allowed:  # NaN fails too
         raise ArithmeticError(f"relative error {error:.1e}, more than {allowed:.1e}")
     return error

@@ -1,8 +1,23 @@
-"""The commands of `python -m triton_lu`."""
+"""The commands of `python -m triton_lu`, and what they have in common."""
 
 import torch
+from torch import Tensor
+
+from triton_lu import ops, plan
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """As users write it: "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+def served_by(A: Tensor) -> str:
+    """The implementation and the plan by which the gradient of `lu(A)` is computed."""
+    m, n = A.shape[-2:]
+    kernel = plan.kernel("vjp", m, n, A.dtype)
+    if kernel and ops.Vjp.by_kernel(A, on_cuda=A.is_cuda):
+        return f"Triton kernel, {type(kernel).__name__.lower()}"
+    batch = A.shape[:-2].numel()
+    if small := plan.in_numpy("vjp", batch, m, n, A.dtype, A.device.type):
+        return "NumPy, " + {"block": "one block", "columns": "column by column"}[small]
+    return f"ATen sweep, blocks {min(m, n, plan.blocks(batch, m, n, A.dtype, A.device.type).block)}"

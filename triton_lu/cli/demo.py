@@ -12,8 +12,9 @@ from rich.table import Table
 from torch import Tensor
 
 import triton_lu
+from triton_lu import reference
 from triton_lu.bench.timing import interleaved, peak_bytes, wall_clock
-from triton_lu.cli import accuracy, dtype_name, matrixfile
+from triton_lu.cli import dtype_name, matrixfile, served_by
 from triton_lu.cli.matrixfile import InputError
 
 CAPTION = """\
@@ -92,8 +93,8 @@ def row(name: str, A: Tensor) -> list[str]:
     if regular.any():
         X, B, p = gradient()[regular], LU.detach()[regular], pivots[regular]
         single = torch.finfo(A.dtype).bits == 32
-        exact = accuracy.reference_gradient(B, p, G[regular]) if single else their_gradient()[regular]
-        residual, error = accuracy.residual(A.detach()[regular], B, p), accuracy.relative_error(X, exact)
+        exact = reference.vjp(B, p, G[regular]) if single else their_gradient()[regular]
+        residual, error = reference.residual(A.detach()[regular], B, p), reference.relative_error(X, exact)
         errors = [f"{residual:.1e}", f"{error:.1e}\nvs {'double' if single else 'PyTorch'}"]
     times = interleaved({"own": wall_clock(gradient), "theirs": wall_clock(their_gradient)}, limit_seconds=0.5)
     memory, their_memory = peak_bytes(gradient, A.device), peak_bytes(their_gradient, A.device)
@@ -103,7 +104,7 @@ def row(name: str, A: Tensor) -> list[str]:
         *errors,
         f"{1e3 * times['own'].median:.3g} ms\nratio {times['own'].ratio(times['theirs']):.2f}",
         f"{decimal(memory)}\nratio {memory / their_memory:.2f}",
-        accuracy.served_by(A).replace(", ", "\n"),
+        served_by(A).replace(", ", "\n"),
     ]
 
 

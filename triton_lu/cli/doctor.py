@@ -16,8 +16,9 @@ from rich.text import Text
 from torch import Tensor
 
 import triton_lu
+from triton_lu import reference
 from triton_lu.api import DTYPES
-from triton_lu.cli import accuracy, dtype_name
+from triton_lu.cli import dtype_name, served_by
 
 SHAPES = ((520, 4, 4), (5, 20, 12), (5, 12, 20), (3, 48, 48), (150, 150))
 """What is factorized: a little of every algorithm."""
@@ -64,7 +65,7 @@ class Case:
 
     def require(self, what: str, error: float, n: int) -> None:
         """An error of the size of rounding errors."""
-        allowed = 30 * n * torch.finfo(self.dtype).eps
+        allowed = reference.tolerance(self.dtype, n)
         if not error <= allowed:  # NaN fails too
             raise CheckError(f"{what} {error:.1e}, more than {allowed:.1e}")
 
@@ -76,7 +77,7 @@ def residual(case: Case) -> None:
         LU, pivots, infos = case.lu(A)
         if infos.any():
             raise CheckError(f"{shape}: regular matrices are called singular")
-        case.require(f"{shape}: residual", accuracy.residual(A, LU, pivots), max(shape[-2:]))
+        case.require(f"{shape}: residual", reference.residual(A, LU, pivots), max(shape[-2:]))
 
 
 def gradient(case: Case) -> None:
@@ -84,8 +85,8 @@ def gradient(case: Case) -> None:
     for shape in case.shapes:
         A, G = case.matrices(*shape), case.gaussian(*shape, seed=1)
         LU, pivots, _ = case.lu(A)
-        exact = accuracy.reference_gradient(LU, pivots, G)
-        case.require(f"{shape}: relative error", accuracy.relative_error(case.gradient(A, G), exact), max(shape[-2:]))
+        exact = reference.vjp(LU, pivots, G)
+        case.require(f"{shape}: relative error", reference.relative_error(case.gradient(A, G), exact), max(shape[-2:]))
 
 
 def adjoints(case: Case) -> None:
@@ -101,7 +102,7 @@ def adjoints(case: Case) -> None:
 
 def _products(X: Tensor, Y: Tensor) -> Tensor:
     """The terms of Re⟨X, Y⟩."""
-    return (accuracy.double(X).conj() * accuracy.double(Y)).real
+    return (reference.double(X).conj() * reference.double(Y)).real
 
 
 def singular(case: Case) -> None:
@@ -126,9 +127,9 @@ def _require_isolation(case: Case, A: Tensor, G: Tensor) -> None:
     """Matrices 0 and 2 of three are treated as if alone."""
     kept = [0, 2]
     LU, X = case.lu(A)[0][kept], case.gradient(A, G)[kept]
-    case.require("change of a neighbour's LU", accuracy.relative_error(LU, case.lu(A[kept])[0]), 4)
+    case.require("change of a neighbour's LU", reference.relative_error(LU, case.lu(A[kept])[0]), 4)
     alone = case.gradient(A[kept], G[kept])
-    case.require("change of a neighbour's gradient", accuracy.relative_error(X, alone), 4)
+    case.require("change of a neighbour's gradient", reference.relative_error(X, alone), 4)
 
 
 CHECKS: dict[str, Callable[[Case], None]] = {
@@ -166,7 +167,7 @@ def run(args: Namespace) -> int:
                 except Exception as error:  # whatever it is, it is to be reported and the other checks made
                     failures.append(f"{case}: {name}: {' '.join(str(error).split()) or type(error).__name__}")
                     cells.append(Text("FAIL", "bold red"))
-            backend = accuracy.served_by(case.matrices(*SHAPES[0])).partition(" ")[0]
+            backend = served_by(case.matrices(*SHAPES[0])).partition(" ")[0]
             table.add_row(str(device), dtype_name(dtype), "yes" if pivot else "no", *cells, backend)
     console.print(table, "")
     for failure in failures:
