@@ -300,7 +300,7 @@ def _blocks(start: int, stop: int, width: int) -> list[slice]:
 
 
 def _workspace(W: Tensor, width: int) -> Tensor:
-    """Room for a block row, or a block column, of W.
+    """Memory for a block row, or a block column, of W.
 
     Fresh memory for every temporary would cost about as much as the products (page faults).
     """
@@ -308,20 +308,25 @@ def _workspace(W: Tensor, width: int) -> Tensor:
     return W.new_empty(math.prod(batch) * min(width, m, n) * max(m, n))
 
 
-def _place(room: Tensor, shape: Sequence[int], *, by_rows: bool = True) -> Tensor:
+def _place(workspace: Tensor, shape: Sequence[int], *, by_rows: bool = True) -> Tensor:
     """A matrix or a batch of them in the workspace, row-major or column-major."""
     m, n = shape[-2:]
-    return room.as_strided(shape, ((m * n, n, 1) if by_rows else (m * n, 1, m))[-len(shape) :])
+    return workspace.as_strided(shape, ((m * n, n, 1) if by_rows else (m * n, 1, m))[-len(shape) :])
 
 
-def _adjoint(X: Tensor, room: Tensor) -> Tensor:
+def _adjoint_copy(X: Tensor, workspace: Tensor) -> Tensor:
+    """Xᴴ in the workspace."""
+    return torch.conj_physical(X.mT, out=_place(workspace, X.mT.shape))
+
+
+def _adjoint(X: Tensor, workspace: Tensor) -> Tensor:
     """Xᴴ without a lazy conjugation, which PyTorch forgets inside an operator at the first call of a compiled graph."""
-    return torch.conj_physical(X.mT, out=_place(room, X.mT.shape)) if X.is_complex() else X.mT
+    return _adjoint_copy(X, workspace) if X.is_complex() else X.mT
 
 
-def _product(A: Tensor, B: Tensor, room: Tensor | None) -> Tensor:
+def _product(A: Tensor, B: Tensor, workspace: Tensor | None) -> Tensor:
     """A B, in the workspace if there is one. `matmul`, a composite, would look for an autograd graph here."""
-    out = None if room is None else _place(room, (*A.shape[:-1], B.shape[-1]))
+    out = None if workspace is None else _place(workspace, (*A.shape[:-1], B.shape[-1]))
     return torch.mm(A, B, out=out) if A.ndim == 2 else torch.bmm(A, B, out=out)
 
 
@@ -338,7 +343,14 @@ def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
 
 
 def _solve(
-    T: Tensor, X: Tensor, room: Tensor | None, *, left: bool, upper: bool, unit: bool = False, in_place: bool = True
+    T: Tensor,
+    X: Tensor,
+    workspace: Tensor | None,
+    *,
+    left: bool,
+    upper: bool,
+    unit: bool = False,
+    in_place: bool = True,
 ) -> Tensor:
     """T⁻¹ X or X T⁻¹: in the workspace if there is one, or in place where X is laid out as the solve wants it."""
     width, right_hand_sides = T.shape[-1], X.shape[-1 if left else -2]
@@ -346,14 +358,14 @@ def _solve(
         inverse = torch.eye(width, dtype=T.dtype, device=T.device).expand_as(T).contiguous()
         from_left = plan.solve_by_rows(T.dtype, width, left=True)
         solve_triangular(T, inverse, upper=upper, left=from_left, unitriangular=unit, out=inverse)
-        return _product(inverse, X, room) if left else _product(X, inverse, room)
+        return _product(inverse, X, workspace) if left else _product(X, inverse, workspace)
     by_rows = plan.solve_by_rows(X.dtype, right_hand_sides, left=left)
     if not (in_place and (X if by_rows else X.mT).is_contiguous()):
-        X = _place(X.new_empty(X.numel()) if room is None else room, X.shape, by_rows=by_rows).copy_(X)
+        X = _place(X.new_empty(X.numel()) if workspace is None else workspace, X.shape, by_rows=by_rows).copy_(X)
     return solve_triangular(T, X, upper=upper, left=left, unitriangular=unit, out=X)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
+def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
     """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
 
     With the strictly lower N = tril(Lᴴ W - triu(W) Uᴴ, -1) U⁻ᴴ that is L⁻ᴴ (N + triu(W)): 2 n³ flops, and the rounding
@@ -366,35 +378,43 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
     """
     m, n = W.shape[-2:]
     k = min(m, n)
-    if sweep.block >= k:
+    if widths.block >= k:
         return _vjp_block_(W, B)
-    in_place = sweep.span > sweep.block and (m == k or W.ndim == 2)
-    widest = sweep.block if in_place else sweep.span
-    room = _workspace(W, widest), _workspace(W, widest)
-    for J in reversed(_blocks(0, k, sweep.span)):
+    in_place = widths.span > widths.block and (m == k or W.ndim == 2)
+    widest = widths.block if in_place else widths.span
+    workspace, workspace_2 = _workspace(W, widest), _workspace(W, widest)
+    for J in reversed(_blocks(0, k, widths.span)):
         R = slice(J.stop, m)
-        blocks = _blocks(J.start, J.stop, sweep.block)
-        for I in blocks:  # W is below the diagonal what Lᴴ W is there
-            left, here = slice(J.start, I.stop), slice(I.start, m)
-            row, panel = _part(W, I, left), _part(B, here, I).mT
-            LH = torch.conj_physical(panel, out=_place(room[0], panel.shape))
-            columns(LH, 0, I.stop - I.start).triu_(1)
-            lower = _product(LH, _part(W, here, left), room[1])
-            lower[..., I.start - J.start :].tril_(-1)
-            row += lower
-        for I in reversed(blocks):  # W is below the diagonal N, and X in the rows R
-            here, after, width = slice(I.start, m), slice(I.stop, n), I.stop - I.start
-            column = _part(W, here, I)
-            N = _place(room[1], column.shape).copy_(column)
-            W11 = _part(W, I, I).triu_()
+        blocks = _blocks(J.start, J.stop, widths.block)
+
+        # Below the diagonal of J, W becomes Lᴴ W. L's unit diagonal leaves W, so for each block row I
+        #     W[I, :I] += tril(triu(L[I:, I]ᴴ, 1) W[I:, :I], -1)
+        for I in blocks:
+            downward, up_to_I, width = slice(I.start, m), slice(J.start, I.stop), I.stop - I.start
+            LH = _adjoint_copy(_part(B, downward, I), workspace)
+            columns(LH, 0, width).triu_(1)
+            product = _product(LH, _part(W, downward, up_to_I), workspace_2)
+            product[..., I.start - J.start :].tril_(-1)
+            _part(W, I, up_to_I).add_(product)
+
+        # Below the diagonal of J, W becomes N, and in the rows R it becomes X. For each block column I, the last first,
+        #     N[I:, I] = tril(W[I:, I] - W[I:, I+1:] U[I, I+1:]ᴴ - triu(W[I, I]) U[I, I]ᴴ, -1) U[I, I]⁻ᴴ
+        for I in reversed(blocks):
+            downward, after, width = slice(I.start, m), slice(I.stop, n), I.stop - I.start
+            column, W11 = _part(W, downward, I), _part(W, I, I)
+            N = _place(workspace_2, column.shape).copy_(column)
+            W11.triu_()
             if I.stop < n:
-                _add_product_(N, _part(W, here, after), _adjoint(_part(B, I, after), room[0]), alpha=-1)
+                _add_product_(N, _part(W, downward, after), _adjoint(_part(B, I, after), workspace), alpha=-1)
             U11H = _part(B, I, I).mT.conj_physical()  # with Lᴴ above the diagonal, which adds nothing below it
-            _add_product_(rows(N, 0, width), W11, U11H, alpha=-1)
-            rows(N, 0, width).tril_(-1)
-            N = _solve(U11H, N, room[0], left=False, upper=False)
+            N11 = rows(N, 0, width)
+            _add_product_(N11, W11, U11H, alpha=-1)
+            N11.tril_(-1)
+            N = _solve(U11H, N, workspace, left=False, upper=False)
             rows(N, 0, width).add_(W11)
             column.copy_(N)
+
+        # X[J, J:] = L[J, J]⁻ᴴ (W[J, J:] - L[R, J]ᴴ X[R, J:])
         right, L11 = slice(J.start, n), _part(B, J, J)
         row = _part(W, J, right)
         if in_place:
@@ -404,10 +424,10 @@ def _vjp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
             solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
             row.conj_physical_()
         else:
-            X = _place(room[1], row.shape).copy_(row)
+            X = _place(workspace_2, row.shape).copy_(row)
             if J.stop < m:
-                _add_product_(X, _adjoint(_part(B, R, J), room[0]), _part(W, R, right), alpha=-1)
-            row.copy_(_solve(L11.mT.conj_physical(), X, room[0], left=True, upper=True, unit=True))
+                _add_product_(X, _adjoint(_part(B, R, J), workspace), _part(W, R, right), alpha=-1)
+            row.copy_(_solve(L11.mT.conj_physical(), X, workspace, left=True, upper=True, unit=True))
 
 
 def _vjp_block_(W: Tensor, B: Tensor) -> None:
@@ -417,35 +437,39 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     BH = B.mT.conj_physical()
     BH1, BH11 = rows(BH, 0, k), _part(BH, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
-    room = _workspace(W, k)
-    N = _place(room, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
+    workspace = _workspace(W, k)
+    # N = tril(W + triu(Lᴴ, 1) W - triu(W) Uᴴ, -1) U⁻ᴴ
+    N = _place(workspace, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
     _add_product_(rows(N, 0, k), BH1.triu(1), left)
     W.triu_()
     _add_product_(rows(N, 0, k), top, columns(BH, 0, k), alpha=-1)
     left += _solve(BH11, N.tril_(-1), None, left=False, upper=False)
+    # X = L⁻ᴴ (N + triu(W)), whose rows from k on are done
     if m > k:
         _add_product_(top, columns(BH1, k, m), rows(W, k, m), alpha=-1)
-    top.copy_(_solve(BH11, top, room, left=True, upper=True, unit=True))
+    top.copy_(_solve(BH11, top, workspace, left=True, upper=True, unit=True))
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
-    """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent, left-looking.
+def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
+    """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent dB, left-looking.
 
-    With dL and dU final in the rows and columns 0 before J, dU₁₂ = L₁₁⁻¹ (W₁₂ - dL₁₁ U₁₂ - dL₁₀ U₀₂ - L₁₀ dU₀₂).
+    dB is final in the rows and columns 0 before the block J, of index 1; R, of index 2, are those after it.
     """
     m, n = W.shape[-2:]
     k = min(m, n)
-    if sweep.block >= k:
+    if widths.block >= k:
         return _jvp_block_(W, B)
-    room = _workspace(W, sweep.block), _workspace(W, sweep.block)
-    for J in _blocks(0, k, sweep.block):
+    workspace, workspace_2 = _workspace(W, widths.block), _workspace(W, widths.block)
+    for J in _blocks(0, k, widths.block):
         before, R = slice(0, J.start), slice(J.stop, None)
 
         def subtract_before_(X: Tensor, I: slice, J: slice, before: slice = before) -> None:
+            """X -= dL[I, 0] U[0, J] + L[I, 0] dU[0, J]"""
             if before.stop:
                 _add_product_(X, W[..., I, before], B[..., before, J], alpha=-1)
                 _add_product_(X, B[..., I, before], W[..., before, J], alpha=-1)
 
+        # dB11 = jvp(W11 - dL10 U01 - L10 dU01)
         B11 = B[..., J, J]
         dB11 = W[..., J, J].clone(memory_format=torch.contiguous_format)
         subtract_before_(dB11, J, J)
@@ -453,14 +477,16 @@ def _jvp_sweep_(W: Tensor, B: Tensor, sweep: plan.Blocks) -> None:
         W[..., J, J] = dB11
         if J.stop < max(m, n):
             W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
-            X12 = _place(room[0], W12.shape).copy_(W12)
+            # dU12 = L11⁻¹ (W12 - dL11 U12 - dL10 U02 - L10 dU02)
+            X12 = _place(workspace, W12.shape).copy_(W12)
             _add_product_(X12, dB11.tril(-1), B12, alpha=-1)
             subtract_before_(X12, J, R)
-            W12.copy_(_solve(B11, X12, room[1], left=True, upper=False, unit=True))
-            X21 = _place(room[0], W21.shape).copy_(W21)
+            W12.copy_(_solve(B11, X12, workspace_2, left=True, upper=False, unit=True))
+            # dL21 = (W21 - L21 dU11 - dL20 U01 - L20 dU01) U11⁻¹
+            X21 = _place(workspace, W21.shape).copy_(W21)
             _add_product_(X21, B21, dB11.triu(), alpha=-1)
             subtract_before_(X21, R, J)
-            W21.copy_(_solve(B11, X21, room[1], left=False, upper=True))
+            W21.copy_(_solve(B11, X21, workspace_2, left=False, upper=True))
 
 
 def _jvp_block_(W: Tensor, B: Tensor) -> None:
@@ -469,11 +495,14 @@ def _jvp_block_(W: Tensor, B: Tensor) -> None:
     k = min(m, n)
     B1, B11 = rows(B, 0, k), _part(B, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
-    room = _workspace(W, k)
-    top.copy_(_solve(B11, top, room, left=True, upper=False, unit=True))
+    workspace = _workspace(W, k)
+    # Z, in the rows from k on what is left of W there
+    top.copy_(_solve(B11, top, workspace, left=True, upper=False, unit=True))
     if m > k:
         _add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
-    T = _solve(B11, left, room, left=False, upper=True, in_place=False).tril_(-1)
+    # T = tril(Z U⁻¹, -1)
+    T = _solve(B11, left, workspace, left=False, upper=True, in_place=False).tril_(-1)
+    # dU = triu(Z - T U), dL = T + tril(L, -1) T
     _add_product_(top, rows(T, 0, k), B1, alpha=-1)
     W.triu_()
     left += T
