@@ -1,6 +1,6 @@
 """Operators written in Python that autograd and functorch treat like native ones.
 
-Every use of a private name of PyTorch is in this file; `tests/test_dispatch.py` fails by name when one moves.
+Every use of a private name of PyTorch is in this file; `tests/test_autograd_key.py` fails by name when one moves.
 
 A native operator has a kernel under the Autograd dispatch key: it runs the operator below autograd and hangs one node
 on the result. `autograd_key` builds the same thing from a `DerivativeRule`, so that `torch.ops.triton_lu.*` itself is
