@@ -3,12 +3,13 @@
 A row is a kernel for one size, dtype and GPU, compiled for that GPU. Static columns come from Triton's compiler.
 Dynamic ones are counted by `ptxrun`, an emulator of compiled kernels, on some programs of a launch that fills the GPU;
 where it cannot be imported, and for GPUs that it does not model, they stay empty. Every time is an ESTIMATE by its
-roofline and latency model, never a measurement.
+model of a multiprocessor, never a measurement; docs/performance.md says how far it can be trusted.
 
 A complete run writes benchmarks/results/kernels.csv, any other nothing without --output. Needs TRITON_INTERPRET unset.
 """
 
 import argparse
+import math
 import re
 import subprocess
 from collections import Counter
@@ -47,15 +48,29 @@ RESULTS = Path(__file__).parent / "results" / "kernels.csv"
 KERNELS = ("factor", "vjp", "jvp", "curvature")
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512)), Size(1, 100, 40))
 GPUS = {"H100": "sm_90", "A100": "sm_80", "B200": "sm_100"}
-BANDWIDTH = {"H100": 3.352e12, "A100": 2.039e12}  # of DRAM, bytes per second, where the emulator models the GPU
+BANDWIDTH = {"H100": 3.0e12, "A100": 1.75e12}  # of a large copy, bytes per second: measured, and the emulator's guess
+ENTRIES = 2**24  # of the matrices of a launch: more than an L2 cache holds
 
-# The estimated time over that of the fewest bytes at which a kernel counts as done (H100), by dtype and largest size.
+# The estimated time over that of a copy of the fewest bytes at which a kernel counts as done (H100), by largest size.
 TARGETS = {
-    "float32": {16: 1.1, 32: 1.2, 128: 1.8},
-    "float64": {4: 1.1, 32: 1.2, 64: 1.3, 128: 1.4},
-    "complex64": {4: 1.2, 16: 1.5, 32: 2.0, 128: 2.5},
+    "float32": {8: 1.2, 16: 1.4, 32: 1.5, 64: 1.6, 128: 2.0},
+    "float64": {8: 1.2, 16: 1.4, 32: 1.5, 64: 1.75, 128: 2.2},
+    "complex64": {8: 1.2, 16: 1.6, 64: 1.9, 128: 2.6},
+    "complex128": {8: 1.2, 128: 2.5},
 }
-FACTOR_TARGETS = TARGETS | {"float32": {32: 1.1}}
+FACTOR_TARGETS = {
+    "float32": {16: 1.3, 32: 1.5, 64: 3.4, 128: 4.2},
+    "float64": {16: 1.3, 32: 1.5, 64: 3.4, 128: 4.2},
+    "complex64": {16: 1.3, 32: 2.0, 64: 5.0, 128: 6.3},
+    "complex128": {16: 1.3, 32: 2.5, 64: 4.2, 128: 5.2},
+}
+JVP = 1.2  # forward mode may take so many times as long as reverse mode,
+RAGGED = 1.6  # and a matrix that is not a square of a power of two as the next one that is
+
+
+def batch_of(size: Size) -> int:
+    """As many matrices as fill the GPU several times: what a row is about."""
+    return ENTRIES // (size.m * size.n)
 
 
 def problem(name: str, size: Size, dtype: torch.dtype, batch: int) -> Callable[[], object]:
@@ -129,14 +144,14 @@ def resources(kernel: Any) -> dict[str, int]:
 
 def static(name: str, size: Size, dtype: torch.dtype, target: str) -> dict[str, object]:
     with compiling(target) as kernels, triton_lu.backend("triton"):
-        problem(name, size, dtype, 2)()
+        problem(name, size, dtype, batch_of(size))()
     each = [resources(kernel) for kernel in {kernel.hash: kernel for kernel in kernels}.values()]
     return {
         "launches": len(kernels),
         "registers": max(r["registers"] for r in each),
         "spilled_bytes": max(r["spilled"] for r in each),
         "shared_bytes": max(r["shared"] for r in each),
-        "code_instructions": sum(r["code"] for r in each),
+        "code_kib": round(max(r["code"] for r in each) * 16 / 1024, 1),  # 16 bytes each
     }
 
 
@@ -157,17 +172,20 @@ def permuted() -> Iterator[None]:
 
 
 def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, object]:
-    """Counts per matrix, and estimates for as many matrices as fill the GPU several times, or 64 if they are large.
+    """Counts per matrix, and estimates for the whole batch.
 
     Multiples of the fewest bytes are those that lanes request, the different ones of each launch (an upper bound where
     programs of a sample would share some), and the sectors that travel. `coalescing` is requested bytes over those of
     the sectors, at most 1 for loads, for stores and for copies, since bytes that lanes share are requested by each.
-    Of the three products in TF32 that make one in float32, one counts as useful.
+    Of the three products in TF32 that make one in float32, one counts as useful. `fetch_share` is the part of the time
+    that instructions are waited for, `coverage` the instructions that the model ran over those that were counted, of
+    the launch where it is farthest from 1: loops that the assembler unrolled are a guess. An estimate is `rough` where
+    it is below 0.9 or above 1.2.
     """
     if ptxrun is None or gpu not in BANDWIDTH:
         return {}
     large = max(size[1:]) > 128  # several launches, whose programs differ
-    batch = 64 if large else max(4096, 2**22 // (size.m * size.n))
+    batch = batch_of(size)
     options = {"target": GPUS[gpu], "sample": 16 if large else 4, "check": False}
     with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted():
         problem(name, size, dtype, batch)()
@@ -184,6 +202,7 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
     useful = sum(count / (3 if kind == "mma.tf32" else 1) for kind, count in flops.items())
     estimates = [report.roofline(gpu) for report in reports]
     time = sum(estimate["time"] for estimate in estimates)
+    coverage = max((estimate["machine"]["coverage"] for estimate in estimates), key=lambda ran: abs(math.log(ran)))
     return {
         "batch": batch,
         "warp_instructions": round(sum(report.issue_slots for report in reports) / batch, 1),
@@ -197,22 +216,29 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
         "flops": round(sum(flops.values()) / batch),
         "useful_over_fewest_flops": round(useful / (batch * flops_needed), 3),
         "estimate_us": round(time * 1e6, 2),
-        "estimate_over_dram": round(time / (batch * fewest / BANDWIDTH[gpu]), 2),
+        "estimate_over_copy": round(time / (batch * fewest / BANDWIDTH[gpu]), 2),
         "bound": max(estimates, key=lambda estimate: estimate["time"])["bound"],
+        "fetch_share": round(sum(estimate["times"]["fetch"] for estimate in estimates) / time, 2),
+        "coverage": round(coverage, 2),
+        "rough": not 0.9 <= coverage <= 1.2,
         "target_ratio": target_ratio(name, size, dtype) if gpu == "H100" else None,
     }
 
 
 def target_ratio(name: str, size: Size, dtype: torch.dtype) -> float | None:
-    limits = (FACTOR_TARGETS if name == "factor" else TARGETS).get(dtype_name(dtype), {})
-    return next((ratio for largest, ratio in limits.items() if max(size[1:]) <= largest), None)
+    limits = (FACTOR_TARGETS if name == "factor" else TARGETS)[dtype_name(dtype)]
+    _, m, n = size
+    full = m == n and n & (n - 1) == 0
+    factor = (JVP if name == "jvp" else 1) * (1 if full else RAGGED)
+    return next((round(factor * ratio, 2) for largest, ratio in limits.items() if max(m, n) <= largest), None)
 
 
 def show(table: pd.DataFrame) -> None:
     """The columns that say whether a kernel is done; the file has them all."""
-    columns = ["kernel", "m", "n", "dtype", "gpu", "launches", "registers", "spilled_bytes", "requested_over_fewest"]
-    columns += ["unique_over_fewest", "sectors_over_fewest", "coalescing", "useful_over_fewest_flops"]
-    columns += ["estimate_us", "estimate_over_dram", "target_ratio", "bound"]
+    columns = ["kernel", "m", "n", "dtype", "gpu", "launches", "registers", "spilled_bytes", "code_kib"]
+    columns += ["requested_over_fewest", "unique_over_fewest", "sectors_over_fewest", "coalescing"]
+    columns += ["useful_over_fewest_flops", "estimate_us", "estimate_over_copy", "target_ratio", "bound", "fetch_share"]
+    columns += ["coverage", "rough"]
     shown = Table(title="Times are estimates, not measurements", box=box.SIMPLE_HEAD, padding=0)
     for column in columns:
         shown.add_column(column.replace("_", "\n"), justify="right", no_wrap=True)

@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import torch
+
+import triton_lu
 
 
 def run(code):
@@ -28,8 +32,6 @@ print(sorted(heavy & (set(sys.modules) - before)))
 
 
 def test_public_names():
-    import triton_lu
-
     assert set(triton_lu.__all__) == {
         "backend",
         "install",
@@ -54,3 +56,11 @@ with triton_lu.backend("triton"):
 """
     if not torch.cuda.is_available():
         assert "TRITON_INTERPRET=1" in run(code)
+
+
+def test_version_is_written_once():
+    root = Path(triton_lu.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    assert "version" not in project["project"]
+    written = (root / project["tool"]["hatch"]["version"]["path"]).read_text()
+    assert f'\n__version__ = "{triton_lu.__version__}"\n' in written

@@ -1,6 +1,6 @@
 """The public functions: what they accept, what they return, every error they raise.
 
-Reference for the formulas of the derivatives: `triton_lu/ops.py`, and for the packed format LAPACK's getrf.
+Reference for the formulas of the derivatives: docs/mathematics.md, and for the packed format LAPACK's getrf.
 """
 
 import torch

@@ -4,6 +4,7 @@ Notation: A = P L U with A of m×n, k = min(m, n); B is L and U packed; J is a b
 columns after it. `vjp` and `jvp` are sweeps over the diagonal blocks that work in place on one copy of their argument
 and spend 4/3 n³ flops, twice those of the factorization, or 2 n³ where `vjp` would lose digits; nearly all of them are
 matrix products. `curvature` and `mixed`, the maps of higher derivatives, consist of two products of triangles each.
+docs/mathematics.md derives them.
 """
 
 import math

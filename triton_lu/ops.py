@@ -3,25 +3,20 @@
 Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD would copy otherwise; all other
 matrices are row-major.
 
-Derivatives: to every order.
-
-With A = P L U, B = L and U packed, two maps are linear in their argument and each other's adjoints:
+With A = P L U and B = L and U packed, P at rest, four maps are closed under differentiation, as docs/mathematics.md
+derives:
 
     vjp: G ↦ Y = P X,   X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ
     jvp: E ↦ D,         D = dL and dU packed, the first-order change of B with E: Pᵀ E = dL U + L dU
+    mixed(D, δB)      = -P (dL δU + δL dU)
+    curvature(D, Y)   = -tril(X dUᴴ, -1) - triu(dLᴴ X),   X = Pᵀ Y
 
-P comes from discrete pivots and does not vary. So the derivative of either with respect to its argument is itself, and
-pulling back through it is the other. With respect to B, along δB = δL and δU packed, for a fixed E
+`vjp` and `jvp` are linear in their argument and each other's adjoints; with B changing by δB,
 
-    0 = δ(dL U + L dU) = (δdL U + L δdU) + (dL δU + δL dU),   that is   δD = jvp(mixed(D, δB)),
-    mixed(D, δB) = -P (dL δU + δL dU).
+    δ jvp(E) = jvp(mixed(D, δB)),   δ vjp(G) = vjp(curvature(δB, Y)),
 
-Re⟨D, G⟩ = Re⟨E, Y⟩ changes by Re⟨δD, G⟩ = Re⟨mixed(D, δB), Y⟩: its gradient with respect to B is
-
-    curvature(D, Y) = -tril(X dUᴴ, -1) - triu(dLᴴ X),   X = Pᵀ Y,
-
-and since `mixed` is symmetric, δY = vjp(curvature(δB, Y)). These two, linear in both of their arguments, are each
-other's derivatives. So the four maps are closed under differentiation, and there are derivatives of every order.
+and the gradient of Re⟨D, G⟩ = Re⟨E, Y⟩ with respect to B is curvature(D, Y). `mixed` and `curvature` are linear in both
+of their arguments, and each other's derivatives.
 """
 
 from functools import reduce

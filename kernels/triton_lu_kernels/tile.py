@@ -24,9 +24,8 @@ are put as they are found. Until a diagonal block is found, its place holds L11^
 of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
 
 What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
-time, and nothing kept in registers that can be read again, or computed, as addresses are by `disable_licm`. (Two warps:
-an estimated 1.9 times as long in float32.) In float64 above n = 64 the L2 cache is the limit: blocks of 32 read S half
-as often, and have work for two warps.
+time, and nothing kept in registers that can be read again, or computed, as addresses are by `disable_licm`. In float64
+above n = 64 the L2 cache is the limit: blocks of 32 read S half as often, and have work for two warps.
 """
 
 import triton

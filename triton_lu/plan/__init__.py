@@ -1,0 +1,66 @@
+"""Which algorithm serves which problem: thresholds of a CPU in `cpu.py`, those of a GPU in `gpu.py`.
+
+Plans are pure functions of shape, dtype and kind of device ("cpu" or "cuda"), and of what `triton_lu.calibration` has
+of this machine: within a process the same problem always runs the same way.
+"""
+
+import torch
+
+from triton_lu.plan import cpu, gpu
+from triton_lu.plan.cpu import CACHED, PANEL, Blocks, default_block, solve_by_rows
+from triton_lu.plan.gpu import LIBRARY, Curvature, Factor, Kernel, Sweep, Tile, Warp, kernel, kernel_pays
+
+__all__ = [
+    "CACHED",
+    "LIBRARY",
+    "PANEL",
+    "Blocks",
+    "Curvature",
+    "Factor",
+    "Kernel",
+    "Sweep",
+    "Tile",
+    "Warp",
+    "blocks",
+    "by_inverse",
+    "default_block",
+    "in_numpy",
+    "kernel",
+    "kernel_pays",
+    "one_by_one",
+    "permutation",
+    "solve_by_rows",
+    "triangle_panel",
+]
+
+
+def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> str | None:
+    """How NumPy runs that operator: "block" or "columns", or None where it does not."""
+    return cpu.in_numpy(name, batch, m, n, dtype) if device == "cpu" else None
+
+
+def blocks(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Blocks:
+    """The sweep in ATen operations for `batch` matrices of m×n."""
+    return gpu.blocks(min(m, n)) if device == "cuda" else cpu.blocks(batch, m, n, dtype)
+
+
+def by_inverse(
+    dtype: torch.dtype, right_hand_sides: int, width: int, device: str, *, left: bool, batched: bool
+) -> bool:
+    """Whether a triangular solve in ATen is a product with the inverse of the triangle, `width` wide."""
+    return device == "cpu" and cpu.by_inverse(dtype, right_hand_sides, width, left=left, batched=batched)
+
+
+def triangle_panel(k: int, device: str) -> int:
+    """The columns that are multiplied at once in a product of which only the lower triangle, k wide, counts."""
+    return gpu.triangle_panel(k) if device == "cuda" else cpu.triangle_panel(k)
+
+
+def one_by_one(shape: torch.Size, device: str) -> bool:
+    """Whether the matrices of a batch are factored in calls of their own."""
+    return device == "cpu" and cpu.one_by_one(shape)
+
+
+def permutation(batch: int, m: int, k: int, device: str) -> str:
+    """How permutations are found: "by table", "by matrix", "by step", or "links", the form without a chain of steps."""
+    return cpu.permutation(batch, m, k) if device == "cpu" else "links"

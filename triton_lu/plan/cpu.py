@@ -1,0 +1,113 @@
+"""Plans of a CPU: what NumPy, LAPACK and ATen's products do, in which order and in blocks of which width.
+
+The measurements behind these numbers are in benchmarks/results, the account of them in docs/performance.md.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from triton_lu import calibration
+
+CACHED = 131072  # numbers that an L2 cache of 1 MiB or more holds, with as many intermediate ones
+PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
+
+
+def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype) -> str | None:
+    """How NumPy runs that operator for small matrices: "block" or "columns"; None: it is ATen's."""
+    largest = max(m, n)
+    if batch == 1:
+        # Larger products have threads, of another library than ATen's: the two would wait for each other.
+        return "block" if largest <= (32 if dtype.is_complex else 64) else None
+    entries = 32 if name == "curvature" else 64  # it does less per entry, and wins less by going column by column
+    # Each of its passes over the batch is a call of NumPy: few matrices take less time in a block.
+    return "columns" if largest <= 8 and m * n <= entries and batch >= 2 * largest**2 else None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A sweep over the diagonal in ATen operations.
+
+    block: columns that are done at once.
+    span: columns of a backward after which it solves with L, those of a block or all; see `aten_backend._vjp_sweep_`.
+    """
+
+    block: int
+    span: int
+
+
+def blocks(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocks:
+    """The sweep for `batch` matrices of m×n.
+
+    Spans of one block take 4/3 n³ operations instead of 2 n³, and have larger rounding errors.
+    """
+    k = min(m, n)
+    block = default_block(batch, k)
+    if block < k:
+        block = max(block, calibration.value("cpu", calibration.block(dtype, batch, k), block))
+    smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256  # up to there errors are within 2.6 of PyTorch's
+    if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):  # where there are digits to spare
+        return Blocks(block, block)
+    return Blocks(block, k)
+
+
+def default_block(batch: int, k: int) -> int:
+    """The width of the blocks for k = min(m, n), where nothing has been calibrated."""
+    if batch == 1:  # to 320 in two halves; 96, not 128: rows of a block do not fall into the same cache lines
+        return max(2, k) if k <= 128 else 16 * math.ceil(k / 32) if k <= 320 else 96
+    # LAPACK is called for every matrix by itself: narrow blocks leave more to the products, which take the whole batch.
+    return 16 if 32 <= k <= 64 else 32 if k <= 256 else 96
+
+
+def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> bool:
+    """Whether a triangular solve in ATen takes its right-hand sides row by row, else column by column.
+
+    For LAPACK, which knows columns only, that decides whether the triangle stands left or right of the unknown. On the
+    right it is up to three times faster in float32, but up to seven times slower for numbers of right-hand sides that
+    do not fill its vectors; up to 1.4 times faster with complex numbers. On the left it is up to four times faster in
+    float64 (oneMKL).
+    """
+    if dtype == torch.float32:
+        from_the_right = right_hand_sides % 16 == 0 or not 16 < right_hand_sides < 500
+    else:
+        from_the_right = dtype.is_complex
+    return left == from_the_right
+
+
+def by_inverse(dtype: torch.dtype, right_hand_sides: int, width: int, *, left: bool, batched: bool) -> bool:
+    """Whether a triangular solve in ATen is a product with the inverse of the triangle, `width` wide."""
+    if right_hand_sides < 2 * width:  # the inverse costs as much as it saves
+        return False
+    if width < 32:  # MKL's solves begin to use threads at 32 right-hand sides, in batches to their harm
+        return batched
+    # In complex64 the error rises from 1.1 to 1.6 times PyTorch's, in double precision nothing is gained.
+    return not left and (dtype == torch.float32 or (batched and dtype == torch.complex64))
+
+
+def triangle_panel(k: int) -> int:
+    """The columns that are multiplied at once in a product of which only the lower triangle, k wide, counts."""
+    width = 128  # the narrower, the closer to a third of the operations; 96 is no faster
+    return k if k <= 2 * width else width
+
+
+def one_by_one(shape: torch.Size) -> bool:
+    """Whether LAPACK factors the matrices of a batch in calls of their own.
+
+    After `torch.set_num_threads` the batched call returns wrong pivots and factors, with no error, for matrices that
+    MKL factors in parallel: seen in every dtype from 152×152, 256×100 and 64×256 on, not at 128×128 with 8 threads
+    (torch 2.13 and 2.14, oneMKL 2024.2). The limits are half of that.
+    """
+    m, n = shape[-2:]
+    return len(shape) > 2 and max(m, n) > 128 and m * n >= 8192
+
+
+def permutation(batch: int, m: int, k: int) -> str:
+    """How permutations of m rows are found from their k exchanges: "by table", "by matrix", "by step" or "links"."""
+    if batch * k == 0:
+        return "links"
+    if batch > 1 and batch * k > 48 and m ** (k + 1) <= 16384:  # entries of a table of all permutations
+        return "by table"
+    if batch * k <= (2048 if batch == 1 else 256):  # 0.1 to 0.3 µs each; a step of all matrices together takes 2 µs
+        return "by matrix"
+    return "by step" if k <= 128 else "links"  # which take 150 µs for their 27 operations, however many steps

@@ -1,0 +1,171 @@
+"""Plans of a GPU: which kernel serves which problem, in which configuration, and what is left to ATen.
+
+What was measured, and what limits the kernels, is in docs/performance.md; what they cost in benchmarks/results.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from triton_lu import calibration
+from triton_lu.plan.cpu import Blocks
+
+LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen: they were faster on an H100
+PROGRAMS = 132  # as many as an H100 has multiprocessors: where a launch has no more, sums are split
+
+
+def blocks(k: int) -> Blocks:
+    """The sweep in ATen operations for k = min(m, n).
+
+    In wide blocks, since every operation costs 10 to 20 µs before it starts, and in one span: on an H100 spans of one
+    block took from 0.9 to 1.1 of the time.
+    """
+    return Blocks(max(2, k) if k <= 1024 else 512, k)
+
+
+def triangle_panel(k: int) -> int:
+    """The columns that are multiplied at once in a product of which only the lower triangle, k wide, counts."""
+    width = 1024  # not measured; ten times as many operations take as long as a launch
+    return k if k <= 2 * width else width
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A kernel of the warp regime: one row of a matrix per lane, some matrices per program."""
+
+    matrices: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
+
+    panel: columns whose steps share a loop; 1: the steps are unrolled.
+    """
+
+    matrices: int
+    panel: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A kernel of the tile regime: one matrix per program, diagonal blocks of that width, that many rows at a time.
+
+    registers: of a thread, at most. With 168 instead of 255 twelve programs of one warp fit on a multiprocessor
+        instead of eight.
+    """
+
+    block: int
+    rows: int
+    registers: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A kernel of the sweep regime: many programs per matrix, two launches per diagonal block.
+
+    block: width of the diagonal blocks and of the tiles.
+    terms: sums load their factors so many terms at a time.
+    pieces: of how many sums the sum for a tile consists.
+    split: whether these have programs of their own; the bits are the same, and the workspace has a block for each.
+    """
+
+    block: int
+    terms: int
+    num_warps: int
+    pieces: int = 4
+    split: bool = False
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The kernel of `curvature`: a block of a matrix per program; its sums load their factors so many terms at once."""
+
+    block: int
+    terms: int
+    num_warps: int
+
+
+_SWEEP = {  # blocks as wide as the registers hold: with half the width there are twice as many launches
+    torch.float32: Sweep(block=64, terms=32, num_warps=4),
+    torch.float64: Sweep(block=64, terms=32, num_warps=8),
+    torch.complex64: Sweep(block=32, terms=32, num_warps=2),
+    torch.complex128: Sweep(block=32, terms=16, num_warps=4),
+}
+
+
+Kernel = Factor | Warp | Tile | Sweep | Curvature
+
+
+def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
+    """The Triton kernel of that operator for `batch` matrices of m×n, or None where there is none."""
+    largest = max(m, n)
+    if name == "factor":
+        return _factor(largest, dtype)
+    if name == "curvature" and largest > 16:
+        return _curvature(largest, dtype)
+    if name == "mixed":
+        return None
+    if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
+        return _sweep(batch, m, n, dtype) if largest < LIBRARY else None
+    if largest > 32:
+        if dtype == torch.float64 and largest > 64:  # wide blocks read half as often from the L2 cache, the limit there
+            return Tile(block=32, rows=32, registers=255, num_warps=2)
+        if dtype.is_complex:  # with 168 registers it spills more than the L1 cache holds
+            return Tile(block=16, rows=16, registers=255, num_warps=2 if dtype == torch.complex128 else 1)
+        return Tile(block=16, rows=32 if dtype == torch.float32 else 16, registers=168, num_warps=1)
+    if largest > 16:  # one row per lane: a warp holds a matrix of 32 rows, two of 16 ...
+        return Warp(matrices=1, num_warps=1)
+    if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
+        return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
+    if largest > 4:
+        return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
+    return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
+    """The kernel of `curvature` for matrices of at most `largest` rows and columns, from 17 on.
+
+    Wider blocks in complex64 spill registers.
+    """
+    if dtype.is_complex:
+        if largest > 128:
+            return None  # of which a kernel would load too much
+        if dtype == torch.complex128:
+            return Curvature(block=32, terms=16, num_warps=2)
+        return Curvature(block=16, terms=16, num_warps=1)
+    if largest > 32:
+        chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
+        return chosen if largest < LIBRARY else None
+    return Curvature(block=32, terms=32, num_warps=1)
+
+
+def _sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
+    """The kernel of the sweep regime for `batch` matrices of m×n."""
+    chosen = _SWEEP[dtype]
+    tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
+    return replace(chosen, split=batch * tiles <= PROGRAMS)
+
+
+def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
+    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+
+    Unrolled steps are the fastest up to 32×32, but of complex matrices above 16×16 they compile for minutes: these, and
+    what is larger, go in panels, as wide as compile in less than 10 s without spills.
+    """
+    if largest > 32:
+        return Factor(matrices=1, panel=8, num_warps=1) if largest <= 64 and dtype == torch.float32 else None
+    if largest > 16 and dtype.is_complex:
+        return Factor(matrices=1, panel=2 if dtype == torch.complex64 else 4, num_warps=1)
+    size = max(2, 1 << (largest - 1).bit_length())
+    return Factor(matrices=128 // size, panel=1, num_warps=4)  # a row per lane
+
+
+def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
+    """Whether a kernel, where there is one, is what a GPU is given: always, or up to the size of a calibration."""
+    largest = max(m, n)
+    return largest <= calibration.value("cuda", calibration.kernel(name, dtype), largest)
