@@ -19,8 +19,8 @@ from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 _library = torch.library.Library("triton_lu", "DEF")
 
 
-def _define(schema: str, *tags: torch.Tag) -> torch._ops.OpOverload:
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+def _define(schema: str, *tags: torch.Tag, alias_analysis: str = "") -> torch._ops.OpOverload:
+    _library.define(schema, alias_analysis, tags=(torch.Tag.pt2_compliant_tag, *tags))
     return getattr(torch.ops.triton_lu, schema.partition("(")[0]).default
 
 
@@ -30,8 +30,10 @@ jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
 curvature = _define("curvature(Tensor D, Tensor pivots, Tensor Y) -> Tensor")
 mixed = _define("mixed(Tensor D, Tensor pivots, Tensor dB) -> Tensor")
 permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
-check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe)  # it waits for the infos
-torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
+# An exception is all that `check` does: compilers must keep it (torch.fx, and by "CONSERVATIVE" TorchScript). CUDA graphs
+# cannot hold it: it waits for the infos.
+check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe, alias_analysis="CONSERVATIVE")
+torch.fx.node.has_side_effect(check)
 
 
 # Shapes, dtypes and strides, for tracing without data
