@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from triton_lu.autograd_key import is_recorded
 
 CHOICES = ("auto", "triton", "aten")
 
@@ -39,8 +38,8 @@ def backend(choice: str) -> Iterator[None]:
     """
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")
-    if torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch.jit.is_tracing():
-        raise RuntimeError("`backend` cannot be entered inside code that is compiled or traced: enter it around the call")
+    if is_recorded():
+        raise RuntimeError("`backend` cannot be entered in code that is compiled or traced: enter it around the call")
     entry = (choice, object())
     _entered.append(entry)
     try:

@@ -30,8 +30,7 @@ jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
 curvature = _define("curvature(Tensor D, Tensor pivots, Tensor Y) -> Tensor")
 mixed = _define("mixed(Tensor D, Tensor pivots, Tensor dB) -> Tensor")
 permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
-# An exception is all that `check` does: compilers must keep it (torch.fx, and by "CONSERVATIVE" TorchScript). CUDA graphs
-# cannot hold it: it waits for the infos.
+# It waits for the infos, out of CUDA graphs. An exception is all it does: TorchScript and torch.fx must keep it.
 check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe, alias_analysis="CONSERVATIVE")
 torch.fx.node.has_side_effect(check)
 
