@@ -1,5 +1,6 @@
 """Settings that allow products of reduced precision do not reach the operators, and are as before afterwards."""
 
+import sys
 import threading
 from functools import partial
 from itertools import product
@@ -98,6 +99,51 @@ def test_the_last_thread_restores(tf32):
         event.set()
         thread.join()
     assert settings() == ("tf32", "tf32")
+
+
+def test_no_thread_undoes_what_another_relies_on(tf32):
+    X = torch.zeros(1)
+    start, reduced = threading.Barrier(3), []
+
+    def work():
+        start.wait()
+        for _ in range(20_000):
+            with precision.full_precision(X):
+                reduced.extend({*settings(), *settings()} - {"ieee"})
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert not reduced
+    assert settings() == ("tf32", "tf32")
+
+
+class Setting:
+    def __init__(self, value, above):
+        self.values, self.above = [value], above
+
+    @property
+    def fp32_precision(self):
+        return self.above if self.values[-1] == "none" else self.values[-1]
+
+    @fp32_precision.setter
+    def fp32_precision(self, value):
+        self.values.append(value)
+
+
+def test_a_setting_at_full_precision_is_not_touched(monkeypatch):
+    """Not for a moment: another thread may be inside a context that found it so."""
+    cuda, cpu = Setting("ieee", "tf32"), Setting("tf32", "tf32")
+    monkeypatch.setattr(precision, "_settings", (cuda, cpu))
+    with precision.full_precision(torch.zeros(1)):
+        assert cpu.fp32_precision == "ieee"
+    assert cuda.values == ["ieee"]
+    assert cpu.fp32_precision == "tf32"
 
 
 def test_restores_after_an_error(tf32):

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from triton_lu.autograd_key import is_recorded
+import torch
+
+from triton_lu.autograd_key import is_fx_symbolic_tracing
 
 CHOICES = ("auto", "triton", "aten")
 
@@ -38,7 +40,8 @@ def backend(choice: str) -> Iterator[None]:
     """
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")
-    if is_recorded():
+    # Not in a function, which torch.compile would compile by itself after a graph break, with True for an answer.
+    if torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch.jit.is_tracing():
         raise RuntimeError("`backend` cannot be entered in code that is compiled or traced: enter it around the call")
     entry = (choice, object())
     _entered.append(entry)

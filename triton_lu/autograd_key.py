@@ -19,7 +19,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
-from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing  # noqa: F401
 
 below_autograd = torch._C._AutoDispatchBelowAutograd  # a context whose operations leave no trace in autograd
 is_torch_function_enabled = torch._C._is_torch_function_enabled
@@ -95,8 +95,3 @@ def tangent_mode() -> Any:
     """
     nested = torch._C._functorch.peek_interpreter_stack() is not None
     return _set_fwd_grad_enabled(True) if nested else nullcontext()
-
-
-def is_recorded() -> bool:
-    """Whether a compiler or a tracer is recording the calling code: it keeps operators, and no other effects."""
-    return torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch.jit.is_tracing()
