@@ -1,10 +1,16 @@
 """What importing the package costs and brings along."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import subprocess
 import sys
 
+import pytest
 import torch
+
+import triton_lu
 
 
 def run(code):
@@ -28,8 +34,6 @@ print(sorted(heavy & (set(sys.modules) - before)))
 
 
 def test_public_names():
-    import triton_lu
-
     assert set(triton_lu.__all__) == {
         "backend",
         "install",
@@ -41,6 +45,18 @@ def test_public_names():
         "uninstall",
     }
     assert triton_lu.__version__
+
+
+def test_no_public_name_hides_a_module():
+    """`import triton_lu.backend` shall not give a function."""
+    for module in pkgutil.iter_modules(triton_lu.__path__, "triton_lu."):
+        if module.name != "triton_lu.__main__":
+            importlib.import_module(module.name)
+            assert inspect.ismodule(getattr(triton_lu, module.name.partition(".")[2])), module.name
+    for name in triton_lu.__all__:
+        if name != "linalg":
+            with pytest.raises(ModuleNotFoundError):
+                importlib.import_module(f"triton_lu.{name}")
 
 
 def test_kernels_without_a_gpu_or_the_interpreter_say_what_is_missing():

@@ -83,7 +83,7 @@ def by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
     choice = current()
     if choice == "auto" and on_cuda:
         m, n = X.shape[-2:]
-        return _has_kernel(name, X) and plan.kernel_pays(name, m, n, X.dtype)
+        return _has_kernel(name, X) and plan.kernel_pays(name, m, n, X.dtype, X.device)
     return choice == "triton"
 
 

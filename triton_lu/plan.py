@@ -1,7 +1,7 @@
 """Which algorithm serves which problem: every threshold of the package is here.
 
-Plans are pure functions of shape, dtype and kind of device, and of what `triton_lu.calibration` has of this machine:
-within a process the same problem always runs the same way.
+Plans are pure functions of shape, dtype and device (its kind, or its multiprocessors) and of what
+`triton_lu.calibration` has of it: within a process the same problem always runs the same way on the same device.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from triton_lu import calibration
 
 LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen on a GPU too; see `Sweep`
-PROGRAMS = 132  # as many as an H100 has multiprocessors: where a launch has no more, sums are split
+MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 CACHED = (
     131072  # numbers of a matrix or a batch that an L2 cache of 1 MiB or more holds, with as many intermediate ones
 )
@@ -79,7 +79,7 @@ def blocks(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Block
         return Blocks(max(2, k) if k <= 1024 else 512, k)
     block = default_block(batch, k)
     if block < k:
-        block = max(block, calibration.value(device, calibration.block(dtype, batch, k), block))
+        block = max(block, calibration.value(torch.device(device), calibration.block(dtype, batch, k), block))
     smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256
     if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):
         return Blocks(block, block)
@@ -281,7 +281,9 @@ _SWEEP = {
 Kernel = Factor | Warp | Tile | Sweep | Curvature
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
+def kernel(
+    name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1, multiprocessors: int = MULTIPROCESSORS
+) -> Kernel | None:
     """The Triton kernel of that operator for matrices of m×n, or None where there is none.
 
     Estimated times on an H100 over those of the memory traffic (n: float32 / float64 / complex64 / complex128):
@@ -310,7 +312,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     if name == "mixed":
         return None
     if largest > 128:
-        return _sweep(batch, m, n, dtype) if largest < LIBRARY else None
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < LIBRARY else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:
             return Tile(block=32, rows=32, registers=255, num_warps=2)
@@ -347,14 +349,15 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
     return Curvature(block=32, terms=32, num_warps=1)
 
 
-def _sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
+def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
     """The kernel of the sweep regime for `batch` matrices of m×n.
 
+    Sums are split where there are no more tiles than multiprocessors.
     Eight matrices of 512×512 in float32 take an estimated 129 µs with split sums and 173 without, sixteen 160 and 173.
     """
     chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    return replace(chosen, split=batch * tiles <= PROGRAMS)
+    return replace(chosen, split=batch * tiles <= multiprocessors)
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
@@ -378,7 +381,7 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
     return Factor(matrices=128 // size, panel=1, num_warps=4)
 
 
-def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
-    """Whether a kernel, where there is one, is what a GPU is given: always, or up to the size of a calibration."""
+def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel, where there is one, is what that GPU is given: always, or up to the size of a calibration."""
     largest = max(m, n)
-    return largest <= calibration.value("cuda", calibration.kernel(name, dtype), largest)
+    return largest <= calibration.value(device, calibration.kernel(name, dtype), largest)
