@@ -1,6 +1,5 @@
 """Settings that allow products of reduced precision do not reach the operators, and are as before afterwards."""
 
-import sys
 import threading
 from functools import partial
 from itertools import product
@@ -101,28 +100,6 @@ def test_the_last_thread_restores(tf32):
     assert settings() == ("tf32", "tf32")
 
 
-def test_no_thread_undoes_what_another_relies_on(tf32):
-    X = torch.zeros(1)
-    start, reduced = threading.Barrier(3), []
-
-    def work():
-        start.wait()
-        for _ in range(20_000):
-            with precision.full_precision(X):
-                reduced.extend({*settings(), *settings()} - {"ieee"})
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    sys.setswitchinterval(interval)
-    assert not reduced
-    assert settings() == ("tf32", "tf32")
-
-
 class Setting:
     def __init__(self, value, above):
         self.values, self.above = [value], above
@@ -134,6 +111,39 @@ class Setting:
     @fp32_precision.setter
     def fp32_precision(self, value):
         self.values.append(value)
+
+
+def test_no_thread_undoes_what_another_relies_on(monkeypatch):
+    """One comes and goes while another, which it finds in the way, looks whether there is anything to do."""
+    X = torch.zeros(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with precision.full_precision(X):
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+
+    class Interrupted(Setting):
+        @property
+        def fp32_precision(self):
+            if thread.ident is None:
+                thread.start()
+                entered.wait(0.5)  # in vain if there is a lock
+            return Setting.fp32_precision.fget(self)
+
+        @fp32_precision.setter
+        def fp32_precision(self, value):
+            self.values.append(value)
+
+    setting = Interrupted("tf32", "tf32")
+    monkeypatch.setattr(precision, "_settings", (setting, setting))
+    with precision.full_precision(X):
+        leave.set()
+        thread.join()
+        assert setting.fp32_precision == "ieee"
+    assert setting.fp32_precision == "tf32"
 
 
 def test_a_setting_at_full_precision_is_not_touched(monkeypatch):
