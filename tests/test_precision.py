@@ -114,7 +114,7 @@ class Setting:
 
 
 def test_no_thread_undoes_what_another_relies_on(monkeypatch):
-    """One comes and goes while another, which it finds in the way, looks whether there is anything to do."""
+    """One comes and goes while another looks whether there is anything to do."""
     X = torch.zeros(1)
     entered, leave = threading.Event(), threading.Event()
 
