@@ -48,10 +48,17 @@ Case = tuple[str, Size, torch.dtype, Any]
 """A kernel, how many matrices of which size, their dtype, and a plan."""
 
 
-def cases(names: list[str], sizes: list[Size], dtypes: list[torch.dtype], *, others: bool) -> Iterator[Case]:
+def cases(
+    names: list[str],
+    sizes: list[Size],
+    dtypes: list[torch.dtype],
+    *,
+    others: bool,
+    multiprocessors: int = plan.MULTIPROCESSORS,
+) -> Iterator[Case]:
     for name, (_, m, n), dtype in product(names, sizes, dtypes):
         for batch in (max(1, ELEMENTS // (m * n)), 1):
-            planned = plan.kernel(name, m, n, dtype, batch)
+            planned = plan.kernel(name, m, n, dtype, batch, multiprocessors)
             if planned is None or (batch == 1 and not isinstance(planned, plan.Sweep)):
                 continue
             found = [planned]
@@ -127,7 +134,9 @@ def main() -> None:
     default = RESULTS / f"{re.sub('[^a-z0-9]+', '-', facts['device'].lower())}-kernels.csv"
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     wanted = [getattr(torch, name) for name in options.dtypes]
-    found = list(cases(options.kernels or list(KERNELS), options.sizes, wanted, others=options.others))
+    count = torch.cuda.get_device_properties().multi_processor_count
+    names = options.kernels or list(KERNELS)
+    found = list(cases(names, options.sizes, wanted, others=options.others, multiprocessors=count))
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         compiled = pool.map(partial(precompile, target=target), found)
         list(track(compiled, description="compiling", total=len(found)))

@@ -10,6 +10,7 @@ import torch
         "torch._C._AutoDispatchBelowAutograd",
         "torch._C._any_requires_grad",
         "torch._C._is_fwd_grad_enabled",
+        "torch._C._is_torch_function_enabled",
         "torch._C._functorch.peek_interpreter_stack",
         "torch._VF._unpack_dual",
         "torch._functorch.utils.enable_single_level_autograd_function",
@@ -17,6 +18,7 @@ import torch
         "torch.autograd.forward_ad._set_fwd_grad_enabled",
         "torch.autograd.function._SingleLevelFunction",
         "torch.autograd.Function._compiled_autograd_key",
+        "torch.fx._symbolic_trace.is_fx_symbolic_tracing",
     ],
 )
 def test_private_name_exists(name):

@@ -1,9 +1,11 @@
 """The choice of implementation."""
 
 import threading
+from contextlib import ExitStack
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_lu
 from triton_lu._backend import current
@@ -48,6 +50,88 @@ def test_blocks_that_overlap_as_those_of_threads_do():
         second.__exit__(None, None, None)
         assert current() == "triton"
     assert current() == "auto"
+
+
+# Each asks for kernels where there are none: an operator that obeys raises NotImplementedError.
+NO_KERNEL = torch.ones(2, 2048, 2), torch.ones(2, 2, dtype=torch.int32)
+
+
+def block(LU, pivots):
+    with triton_lu.backend("triton"):
+        return torch.ops.triton_lu.vjp(LU, pivots, LU)
+
+
+@triton_lu.backend("triton")
+def decorated(LU, pivots):
+    return torch.ops.triton_lu.vjp(LU, pivots, LU)
+
+
+def nested(LU, pivots):
+    with triton_lu.backend("aten"):
+        LU = LU + torch.ops.triton_lu.vjp(LU, pivots, LU)
+        return block(LU, pivots)
+
+
+def after_an_error(LU, pivots):
+    try:
+        with triton_lu.backend("aten"):
+            raise KeyError
+    except KeyError:
+        return block(LU.sin(), pivots)
+
+
+def on_a_stack(LU, pivots):
+    with ExitStack() as stack:
+        stack.enter_context(triton_lu.backend("triton"))
+        return torch.ops.triton_lu.vjp(LU, pivots, LU)
+
+
+forms = pytest.mark.parametrize("function", [block, decorated, nested, after_an_error, on_a_stack])
+
+
+@forms
+def test_compiled_code_obeys_a_block_inside(function):
+    torch._dynamo.reset()
+    with pytest.raises(NotImplementedError, match="`vjp` has no Triton kernel"):
+        torch.compile(function, backend="eager")(*NO_KERNEL)
+    assert current() == "auto"
+
+
+@forms
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda f: torch.compile(f, backend="eager", fullgraph=True)(*NO_KERNEL),
+        lambda f: torch.export.export(module(f), NO_KERNEL, strict=True),
+        lambda f: torch.export.export(module(f), NO_KERNEL, strict=False),
+        lambda f: make_fx(f)(*NO_KERNEL),
+        lambda f: torch.fx.symbolic_trace(f),
+        lambda f: torch.jit.trace(f, NO_KERNEL),
+    ],
+    ids=["fullgraph", "strict export", "export", "make_fx", "symbolic_trace", "jit.trace"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_block_inside_what_is_recorded_is_refused(function, record):
+    """The graph would hold the operators without the block."""
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="`backend` cannot be entered in code that is compiled or traced: enter it"):
+        record(function)
+    assert current() == "auto"
+
+
+def module(function):
+    class Module(torch.nn.Module):
+        def forward(self, *args):
+            return function(*args)
+
+    return Module()
+
+
+def test_a_block_around_a_compiled_call_is_obeyed():
+    compiled = torch.compile(lambda LU, pivots: torch.ops.triton_lu.vjp(LU, pivots, LU), backend="eager")
+    assert compiled(*NO_KERNEL).shape == (2, 2048, 2)
+    with triton_lu.backend("triton"), pytest.raises(NotImplementedError):
+        compiled(*NO_KERNEL)
 
 
 @pytest.mark.parametrize("bad", ["cuda", "", None])

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -14,6 +15,7 @@ import pandas
 import pytest
 import torch
 import triton.testing
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_lu
 from triton_lu import calibration, ops, plan
@@ -79,7 +81,7 @@ def test_a_row_holds_times_rates_and_what_they_were_measured_on(bench, capsys):
     assert float(rows[1]["memory"]) == 7.0
     assert all(float(row["error"]) < 1e-5 for row in rows)
     assert (rows[0]["device"], rows[0]["threads"], rows[0]["torch"]) == (
-        calibration.device_name("cpu"),
+        calibration.device_name(CPU),
         str(torch.get_num_threads()),
         torch.__version__,
     )
@@ -393,15 +395,21 @@ def test_the_roofline_is_the_larger_of_two_times():
 def file(tmp_path, monkeypatch):
     """The calibration file of this test, not yet read."""
     monkeypatch.setattr(calibration, "path", lambda: tmp_path / "cache" / "triton_lu" / "calibration.json")
-    calibration._values.cache_clear()
+    forget()
     yield calibration.path()
+    forget()
+
+
+def forget():
+    """What has been read, as a new process would."""
+    calibration._read_once.cache_clear()
     calibration._values.cache_clear()
 
 
 def test_plans_read_what_was_written(file):
     width = partial(plan.blocks, 10, 100, 128, torch.float32)
     assert width("cpu").block == 32
-    calibration.write("cpu", {"block float32 batch 128": 64, "block float64 batch 128": 1})
+    calibration.write(CPU, {"block float32 batch 128": 64, "block float64 batch 128": 1})
     assert [path.name for path in file.parent.iterdir()] == ["calibration.json"]
     assert width("cpu").block == 64
     assert plan.blocks(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
@@ -411,19 +419,19 @@ def test_plans_read_what_was_written(file):
 
 
 def test_the_file_is_read_once(file):
-    calibration.write("cpu", {"block float32 batch 128": 64})
+    calibration.write(CPU, {"block float32 batch 128": 64})
     assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
     file.unlink()
     assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
 
 
 def test_other_machines_are_kept_and_not_used(file, monkeypatch):
-    calibration.write("cpu", {"block float32 batch 128": 64})
+    calibration.write(CPU, {"block float32 batch 128": 64})
     with monkeypatch.context() as other:
         other.setattr(calibration, "device_name", lambda device: "another CPU")
-        calibration.write("cpu", {"block float32 batch 128": 128})
+        calibration.write(CPU, {"block float32 batch 128": 128})
         assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 128
-    calibration._values.cache_clear()
+    forget()
     assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
     assert len(json.loads(file.read_text())["machines"]) == 2
 
@@ -436,20 +444,33 @@ def test_calibrated_widths_give_the_same_derivative(file):
         return torch.autograd.grad(triton_lu.lu(A)[0], A, G)[0]
 
     expected = gradient()
-    calibration.write("cpu", {"block float64 batch 128": 64})
+    calibration.write(CPU, {"block float64 batch 128": 64})
     assert plan.blocks(3, 100, 100, torch.float64, "cpu").block == 64
     torch.testing.assert_close(gradient(), expected)
 
 
-def test_kernels_are_used_up_to_the_calibrated_size(file, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
-    assert ops.Vjp.by_kernel(torch.ones(32, 32), on_cuda=True)
-    calibration.write("cuda", {"kernel vjp float32": 16})
-    used = {n: ops.Vjp.by_kernel(torch.ones(n, n), on_cuda=True) for n in (16, 17, 32)}
-    assert used == {16: True, 17: False, 32: False}
-    assert ops.Jvp.by_kernel(torch.ones(32, 32), on_cuda=True)
+def test_kernels_are_used_up_to_the_size_calibrated_on_their_gpu(file, monkeypatch):
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    pays = partial(plan.kernel_pays, dtype=torch.float32)
+    assert pays("vjp", 32, 32, device=first)
+    calibration.write(first, {"kernel vjp float32": 16})
+    assert [pays("vjp", n, n, device=first) for n in (16, 17, 32)] == [True, False, False]
+    assert pays("jvp", 32, 32, device=first)
+    assert pays("vjp", 32, 32, device=second)
+    calibration.write(second, {"kernel vjp float32": 8})
+    assert [pays("vjp", 16, 16, device=device) for device in (first, second)] == [True, False]
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a PyTorch built for CUDA")
+def test_an_operator_asks_for_the_gpu_of_its_tensor(file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    calibration.write(torch.device("cuda", 1), {"kernel vjp float32": 16})
+    with FakeTensorMode():
+        X = [torch.empty(32, 32, device=f"cuda:{i}") for i in range(2)]
+    assert [ops.Vjp.by_kernel(x, on_cuda=True) for x in X] == [True, False]
     with triton_lu.backend("triton"):
-        assert ops.Vjp.by_kernel(torch.ones(32, 32), on_cuda=True)
+        assert ops.Vjp.by_kernel(X[1], on_cuda=True)
     assert not ops.Vjp.by_kernel(torch.ones(8, 8), on_cuda=False)
 
 
@@ -476,12 +497,26 @@ def content(**changes):
         ),
     ],
 )
-def test_a_file_that_is_malformed_or_old_is_ignored_with_a_warning(file, text, complaint):
+def test_a_file_that_is_malformed_or_old_is_ignored_and_said_once(file, caplog, text, complaint):
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    with pytest.warns(UserWarning, match=f"triton_lu ignores .*calibration.json: .*{complaint}.*--calibrate"):
-        assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
-    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 16  # and warns no more
+    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 16
+    assert plan.kernel_pays("vjp", 8, 8, torch.float32, torch.device("meta"))
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("triton_lu.calibration", "WARNING")
+    assert re.fullmatch(f"triton_lu ignores .*calibration.json: .*{complaint}.*--calibrate", record.getMessage())
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_file_ends_a_backward(file, caplog):
+    """A warning would, where warnings are errors."""
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content(triton_lu="0.0.1")))
+    A = torch.randn(3, 100, 100, dtype=torch.float64, requires_grad=True)
+    triton_lu.lu(A)[0].sum().backward()
+    assert A.grad.isfinite().all()
+    assert "written by triton_lu 0.0.1" in caplog.text
 
 
 def test_the_file_is_in_the_cache_directory_of_the_platform(monkeypatch, tmp_path):

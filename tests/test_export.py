@@ -46,6 +46,61 @@ def test_an_exported_program_checks_for_singular_matrices():
         program(torch.zeros(2, 4, 4, dtype=torch.float64))
 
 
+def saved(program):
+    file = BytesIO()
+    torch.jit.save(program, file)
+    return torch.jit.load(BytesIO(file.getvalue()))
+
+
+class Twice(torch.nn.Module):
+    def __init__(self, traced):
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, A, times: int = 2):
+        for _ in range(times):
+            _ = self.traced(A)
+        return A
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "use",
+    [lambda f: f, saved, torch.jit.freeze, lambda f: torch.jit.script(Twice(f))],
+    ids=["traced", "saved", "frozen", "scripted"],
+)
+@pytest.mark.parametrize(
+    "function",
+    [
+        triton_lu.lu,
+        lambda A: tuple(triton_lu.linalg.lu_factor(A)),
+        lambda A: triton_lu.linalg.lu_factor_ex(A, check_errors=True)[0],
+        triton_lu.override()(lambda A: torch.linalg.lu_factor(A)[0]),
+    ],
+    ids=["lu", "lu_factor", "lu_factor_ex", "override"],
+)
+def test_a_traced_program_checks_for_singular_matrices(function, use):
+    """In TorchScript, where an operator without results is kept only if it says that its effects are not known."""
+    A = torch.randn(3, 4, 4)
+    program = use(torch.jit.trace(Called(function).eval(), A))
+    for B in (A, A + 1):
+        program(B)
+    for _ in range(3):  # the second run optimizes the graph
+        with pytest.raises(
+            RuntimeError, match=r"batch element 0: U\[1, 1\] .* is exactly zero: the matrix is singular"
+        ):
+            program(torch.zeros(3, 4, 4))
+
+
+class Called(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, A):
+        return self.function(A)
+
+
 def test_aot_inductor(tmp_path, monkeypatch):
     """The example of the README: a gradient as a library for any batch, which calls the operators of this process."""
     monkeypatch.chdir(tmp_path)

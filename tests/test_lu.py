@@ -1,7 +1,12 @@
 """The public functions: results, layouts, infos and errors of the factorization itself."""
 
+import warnings
+
+import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 import triton_lu
 from tests.support.matrices import ZOO
@@ -222,10 +227,13 @@ def test_linalg_family_is_that_of_torch():
 
 def test_pivot_is_a_bool_and_matrices_are_dense():
     for function in (triton_lu.lu, triton_lu.linalg.lu_factor, triton_lu.linalg.lu_factor_ex, triton_lu.linalg.lu):
-        with pytest.raises(TypeError, match="expects pivot to be a bool; got NoneType"):
-            function(torch.eye(2), pivot=None)
+        for pivot, kind in ((None, "NoneType"), (1, "int"), (np.True_, r"numpy\.bool_?")):
+            with pytest.raises(TypeError, match=f"expects pivot to be a bool; got {kind}$"):
+                function(torch.eye(2), pivot=pivot)
         with pytest.raises(NotImplementedError, match=r"expects A to be dense .* got torch.sparse_coo"):
             function(torch.eye(2).to_sparse())
+    with pytest.raises(TypeError, match=r"`linalg.lu_factor_ex` expects check_errors to be a bool; got int"):
+        triton_lu.linalg.lu_factor_ex(torch.eye(2), check_errors=1)
 
 
 CALLS = {
@@ -233,6 +241,38 @@ CALLS = {
     "lu_factor_ex": lambda linalg, A, **kwargs: linalg.lu_factor_ex(A, **kwargs),
     "lu": lambda linalg, A, **kwargs: linalg.lu(A, **kwargs),
     "lu_solve": lambda linalg, A, **kwargs: linalg.lu_solve(*torch.linalg.lu_factor(A), A, **kwargs),
+}
+
+
+def replaced(i, change):
+    """The i-th tensor changed."""
+    return lambda out: (*out[:i], change(out[i]), *out[i + 1 :])
+
+
+CHANGES = {
+    "nothing": tuple,
+    "a list": list,
+    "one tensor": lambda out: out[0],
+    "one too few": lambda out: tuple(out[:-1]),
+    "one too many": lambda out: (*out, out[0]),
+    "None among them": replaced(0, lambda x: None),
+    "an iterator": iter,
+    "a string": lambda out: "abc"[: len(out)],
+    "another device": replaced(-1, lambda x: x.to("meta")),
+    "a wider dtype": replaced(0, lambda x: x.double()),
+    "a complex dtype": replaced(0, lambda x: x.to(torch.complex64)),
+    "a narrower dtype": replaced(0, lambda x: x.half()),
+    "integers": replaced(0, lambda x: x.int()),
+    "other integers": replaced(-1, lambda x: x if x.is_floating_point() else x.long()),
+    "empty": lambda out: tuple(x.new_empty(0) for x in out),
+    "another shape": lambda out: tuple(x.new_empty(5) for x in out),
+    "larger": lambda out: tuple(x.new_empty(100) for x in out),
+    "row-major": lambda out: tuple(x.new_empty(x.shape) for x in out),
+    "strided": lambda out: tuple(x.new_empty((*x.shape, 2))[..., 0] for x in out),
+    "overlapping": replaced(0, lambda x: x.new_empty(1).expand(x.shape)),
+    "sparse": replaced(0, lambda x: torch.zeros_like(x).to_sparse()),
+    "one that requires grad": replaced(0, lambda x: x.requires_grad_()),
+    "one that requires grad, empty": replaced(0, lambda x: x.new_empty(0, requires_grad=True)),
 }
 
 
@@ -247,6 +287,7 @@ class TestOut:
     def call(self, name, A, out):
         return CALLS[name](triton_lu.linalg, A, out=out[0] if name == "lu_solve" else out)
 
+    @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
     @pytest.mark.parametrize("shape", [(0,), (7, 1), None], ids=str)
     def test_results_are_written(self, name, shape):
         A = torch.randn(2, 4, 4)
@@ -270,3 +311,134 @@ class TestOut:
         if name != "lu_solve":
             with pytest.raises(TypeError, match=rf"`linalg.{name}` expects out to be {len(empty)} tensors; got 1"):
                 self.call(name, A, empty[:1])
+
+    @pytest.mark.parametrize("change", CHANGES)
+    @pytest.mark.parametrize("grad", [True, False])
+    def test_whatever_it_is_the_outcome_is_that_of_torch(self, name, change, grad):
+        if name == "lu" and change.startswith("one that requires grad") and grad:
+            pytest.skip("PyTorch writes into it behind the back of autograd")
+        A = torch.randn(2, 3, 3)
+        with torch.set_grad_enabled(grad):
+            ours, theirs = (self.outcome(linalg, name, A, change) for linalg in (triton_lu.linalg, torch.linalg))
+        assert ours == theirs
+
+    def outcome(self, linalg, name, A, change):
+        """The type of the error; or the warnings and, for each tensor in out, what it has become."""
+        out = CHANGES[change]([torch.empty_like(x) for x in self.expected(name, A)])
+        if name == "lu_solve" and isinstance(out, tuple) and len(out) == 1 and isinstance(out[0], torch.Tensor):
+            out = out[0]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                CALLS[name](linalg, A, out=out)
+            except Exception as error:
+                return type(error)
+        assert all(str(warning.message).startswith("An output with one or more elements") for warning in caught)
+        targets = [out] if isinstance(out, torch.Tensor) else out
+        return len(caught), [(x.tolist(), x.stride(), x.dtype, x.requires_grad) for x in targets]
+
+    def test_errors(self, name):
+        """What is wrong and what was expected."""
+        A = torch.randn(3, 3)
+        first, *others = (torch.empty_like(x) for x in self.expected(name, A))
+        with pytest.raises(RuntimeError, match=rf"`linalg.{name}` expects a tensor on cpu in out; got one on meta"):
+            self.call(name, A, (first.to("meta"), *others))
+        with pytest.raises(TypeError, match=rf"`linalg.{name}` expects out to be a torch.Tensor; got int"):
+            self.call(name, A, (1, *others))
+        if others:
+            with pytest.raises(
+                TypeError, match=rf"`linalg.{name}` expects out to be a tuple of . tensors; got torch.Te"
+            ):
+                self.call(name, A, first)
+
+    def test_tangents_are_refused(self, name):
+        """As in torch.linalg."""
+        A = torch.randn(3, 3)
+        out = tuple(torch.empty_like(x) for x in self.expected(name, A))
+        for linalg in (torch.linalg, triton_lu.linalg):
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+                CALLS[name](linalg, forward_ad.make_dual(A, A), out=out[0] if name == "lu_solve" else out)
+
+    def test_a_warning_points_at_the_call(self, name):
+        A = torch.randn(2, 3, 3)
+        out = tuple(torch.empty(5, dtype=x.dtype) for x in self.expected(name, A))
+        with pytest.warns(UserWarning, match=r"had shape \[5\].* required output shape \[2") as caught:
+            self.call(name, A, out)
+        assert {warning.filename for warning in caught} == {__file__}
+
+
+# `__torch_function__`: the public functions are as open to it as PyTorch's
+
+
+def all_of_them(A, B):
+    LU, pivots, infos = triton_lu.lu(A, get_infos=True)
+    LU, pivots, infos = triton_lu.linalg.lu_factor_ex(A, pivot=False)
+    P, L, U = triton_lu.linalg.lu(A)
+    LU, pivots = triton_lu.linalg.lu_factor(A)
+    Q, _, _ = triton_lu.lu_unpack(LU, pivots)
+    order = triton_lu.permutation(pivots, A.shape[-2])
+    return triton_lu.linalg.lu_solve(LU, pivots, B), P @ L @ U, infos, order, Q
+
+
+PUBLIC = [
+    triton_lu.lu,
+    triton_lu.linalg.lu_factor_ex,
+    triton_lu.linalg.lu,
+    triton_lu.linalg.lu_factor,
+    torch.lu_unpack,
+    triton_lu.permutation,
+    triton_lu.linalg.lu_solve,
+]
+
+
+def test_fx_traces_every_function():
+    A, B = torch.randn(2, 3, 3), torch.randn(2, 3, 1)
+    program = torch.fx.symbolic_trace(all_of_them)
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert [function for function in called if function in PUBLIC] == PUBLIC
+    torch.testing.assert_close(program(A, B), all_of_them(A, B))
+    torch.testing.assert_close(program(A[0], B[0]), all_of_them(A[0], B[0]))
+
+
+class Recorder(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_see_every_function():
+    A, B = torch.randn(2, 3, 3), torch.randn(2, 3, 1)
+    expected = all_of_them(A, B)
+    with Recorder() as outer, Recorder() as inner:
+        results = all_of_them(A, B)
+    assert [function for function in inner.seen if function in PUBLIC] == PUBLIC
+    assert [function for function in outer.seen if function in PUBLIC] == PUBLIC
+    torch.testing.assert_close(results, expected)
+
+
+class Named(torch.Tensor):
+    pass
+
+
+class Refusing(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return function, kwargs
+
+
+def test_classes_of_tensors_keep_their_class_or_take_over():
+    A = torch.randn(2, 3, 3)
+    for function in (triton_lu.lu, triton_lu.linalg.lu_factor, triton_lu.linalg.lu_factor_ex, triton_lu.linalg.lu):
+        assert {type(x) for x in function(A.as_subclass(Named))} == {Named}
+        assert function(A.as_subclass(Refusing), pivot=False) == (function, {"pivot": False})
+    LU, pivots = triton_lu.linalg.lu_factor(A)
+    solve = triton_lu.linalg.lu_solve
+    assert type(solve(LU, pivots, A.as_subclass(Named))) is Named
+    assert solve(LU, pivots, A.as_subclass(Refusing), left=False) == (solve, {"left": False})
+    assert triton_lu.permutation(pivots.as_subclass(Refusing), 3) == (triton_lu.permutation, {})
+    compiled = torch.compile(lambda A: triton_lu.lu(A)[0].sin(), backend="eager", fullgraph=True)
+    assert type(compiled(A.as_subclass(Named))) is Named

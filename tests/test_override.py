@@ -336,11 +336,23 @@ def test_install_and_uninstall_any_number_of_times():
         triton_lu.install()
         triton_lu.install()
         assert runs_here(torch.linalg.lu_factor, A)
-        assert torch.compiler.config.cache_key_tag == tag + "triton_lu"
+        assert torch.compiler.config.cache_key_tag == tag + "[triton_lu.install]"
         triton_lu.uninstall()
         triton_lu.uninstall()
         assert not runs_here(torch.linalg.lu_factor, A)
     assert torch.compiler.config.cache_key_tag == tag
+
+
+def test_uninstall_leaves_what_others_wrote_into_the_tag():
+    with torch.compiler.config.patch(cache_key_tag="triton_lu and "):
+        triton_lu.install()
+        torch.compiler.config.cache_key_tag += " and mine"
+        triton_lu.uninstall()
+        assert torch.compiler.config.cache_key_tag == "triton_lu and  and mine"
+        triton_lu.install()
+        torch.compiler.config.cache_key_tag = "mine instead"
+        triton_lu.uninstall()
+        assert torch.compiler.config.cache_key_tag == "mine instead"
 
 
 def test_install_holds_for_every_thread(installed):

@@ -1,11 +1,15 @@
 """What importing the package costs and brings along."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import torch
 
 import triton_lu
@@ -43,6 +47,18 @@ def test_public_names():
         "uninstall",
     }
     assert triton_lu.__version__
+
+
+def test_no_public_name_hides_a_module():
+    """`import triton_lu.backend` shall not give a function."""
+    for module in pkgutil.iter_modules(triton_lu.__path__, "triton_lu."):
+        if module.name != "triton_lu.__main__":
+            importlib.import_module(module.name)
+            assert inspect.ismodule(getattr(triton_lu, module.name.partition(".")[2])), module.name
+    for name in triton_lu.__all__:
+        if name != "linalg":
+            with pytest.raises(ModuleNotFoundError):
+                importlib.import_module(f"triton_lu.{name}")
 
 
 def test_kernels_without_a_gpu_or_the_interpreter_say_what_is_missing():

@@ -2,11 +2,12 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from triton_lu import plan
+from triton_lu import plan, triton_backend
 
 SIZES = (*range(1, 40), 63, 64, 65, 100, 127, 128, 129, 200, 256, 257, 500, 512, 1000, 2048, 5000)
 BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
@@ -58,6 +59,26 @@ def test_sums_are_split_where_tiles_are_few(dtype):
         assert split[0]
         assert not split[-1]
         assert split == sorted(split, reverse=True)  # up to one size of the batch
+
+
+@pytest.mark.parametrize("multiprocessors", [16, 132, 148])
+def test_sums_are_split_up_to_the_multiprocessors_of_the_gpu(multiprocessors):
+    tiles = 4 + 4  # of 64 rows and columns
+    for batch in range(1, 40):
+        chosen = plan.kernel("vjp", 256, 256, torch.float32, batch, multiprocessors)
+        assert chosen.split == (batch * tiles <= multiprocessors)
+
+
+def test_a_launch_is_planned_for_the_gpu_of_its_tensor(monkeypatch):
+    counts = {0: 16, 1: 148}
+    properties = lambda device: SimpleNamespace(multi_processor_count=counts[device.index])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    triton_backend.multiprocessors.cache_clear()
+    try:
+        assert [triton_backend.multiprocessors(torch.device("cuda", i)) for i in counts] == [16, 148]
+        assert triton_backend.multiprocessors(torch.device("cpu")) == plan.MULTIPROCESSORS
+    finally:
+        triton_backend.multiprocessors.cache_clear()
 
 
 def test_plans_are_immutable_and_equal_for_equal_problems():

@@ -100,6 +100,62 @@ def test_the_last_thread_restores(tf32):
     assert settings() == ("tf32", "tf32")
 
 
+class Setting:
+    def __init__(self, value, above):
+        self.values, self.above = [value], above
+
+    @property
+    def fp32_precision(self):
+        return self.above if self.values[-1] == "none" else self.values[-1]
+
+    @fp32_precision.setter
+    def fp32_precision(self, value):
+        self.values.append(value)
+
+
+def test_no_thread_undoes_what_another_relies_on(monkeypatch):
+    """One comes and goes while another looks whether there is anything to do."""
+    X = torch.zeros(1)
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with precision.full_precision(X):
+            entered.set()
+            leave.wait()
+
+    thread = threading.Thread(target=other)
+
+    class Interrupted(Setting):
+        @property
+        def fp32_precision(self):
+            if thread.ident is None:
+                thread.start()
+                entered.wait(0.5)  # in vain if there is a lock
+            return Setting.fp32_precision.fget(self)
+
+        @fp32_precision.setter
+        def fp32_precision(self, value):
+            self.values.append(value)
+
+    setting = Interrupted("tf32", "tf32")
+    monkeypatch.setattr(precision, "_settings", (setting, setting))
+    with precision.full_precision(X):
+        leave.set()
+        thread.join()
+        assert setting.fp32_precision == "ieee"
+    assert setting.fp32_precision == "tf32"
+
+
+def test_a_setting_at_full_precision_is_not_touched(monkeypatch):
+    """Not for a moment: another thread may be inside a context that found it so."""
+    cuda, cpu = Setting("ieee", "tf32"), Setting("tf32", "tf32")
+    monkeypatch.setattr(precision, "_settings", (cuda, cpu))
+    with precision.full_precision(torch.zeros(1)):
+        assert cpu.fp32_precision == "ieee"
+    assert cuda.values == ["ieee"]
+    assert cpu.fp32_precision == "tf32"
+
+
 def test_restores_after_an_error(tf32):
     with pytest.raises(ZeroDivisionError), precision.full_precision(torch.zeros(1)):
         raise ZeroDivisionError

@@ -3,6 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
+from triton_lu.autograd_key import is_fx_symbolic_tracing
+
 CHOICES = ("auto", "triton", "aten")
 
 # Of the process, not of a thread: autograd runs CUDA backwards in threads of its own. Entries are told apart by their
@@ -20,8 +24,9 @@ def backend(choice: str) -> Iterator[None]:
     """Choose the implementation of the operators for the duration of a `with` block (or decorated function).
 
     The choice is read when an operator executes, so a backward uses the backend in force when it runs, and compiled
-    programs obey it too. It is one setting of the process: of the blocks that any threads are in, the one entered last
-    decides.
+    programs obey it too: enter it around their calls. What `torch.compile` and the tracers record holds operators and
+    no blocks, so inside it is refused; without fullgraph, torch.compile leaves a function that enters it uncompiled.
+    It is one setting of the process: of the blocks that any threads are in, the one entered last decides.
 
     Args:
         choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
@@ -31,10 +36,13 @@ def backend(choice: str) -> Iterator[None]:
             are ATen's under every choice.
 
     Raises:
-        ValueError: for any other choice.
+        ValueError: for any other choice. RuntimeError: entered in code that is being compiled, exported or traced.
     """
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")
+    # Not in a function, which torch.compile would compile by itself after a graph break, with True for an answer.
+    if torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch.jit.is_tracing():
+        raise RuntimeError("`backend` cannot be entered in code that is compiled or traced: enter it around the call")
     entry = (choice, object())
     _entered.append(entry)
     try:

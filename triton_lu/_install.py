@@ -17,7 +17,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "linalg_lu": linalg.lu,
     "linalg_lu_solve": linalg.lu_solve,
 }
-TAG = "triton_lu"
+TAG = "[triton_lu.install]"
 
 _library: torch.library.Library | None = None
 
@@ -56,7 +56,8 @@ def uninstall() -> None:
     if _library is None:
         return
     _library = None  # registrations live as long as their library
-    torch.compiler.config.cache_key_tag = torch.compiler.config.cache_key_tag.removesuffix(TAG)
+    before, _, after = torch.compiler.config.cache_key_tag.rpartition(TAG)  # others may have appended theirs
+    torch.compiler.config.cache_key_tag = before + after
 
 
 def _kernel(native: Any, replacement: Callable[..., Any]) -> Callable[..., Any]:

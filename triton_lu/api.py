@@ -3,16 +3,41 @@
 Reference for the formulas of the derivatives: docs/mathematics.md, and for the packed format LAPACK's getrf.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from triton_lu import ops
-from triton_lu.autograd_key import without_autocast
+from triton_lu.autograd_key import is_torch_function_enabled, without_autocast
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
+
+def overridable(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, for `__torch_function__` to take over as any of PyTorch's: by modes, by the classes of arguments.
+
+    So `torch.fx` records it as one call.
+    """
+
+    @wraps(function)
+    def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        given = (*args, *kwargs.values())
+        if is_torch_function_enabled() and has_torch_function(given):
+            return handle_torch_function(public, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return public
+
+
+@overridable
 def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, ...]:
     """Packed LU factorization A = P L U with partial pivoting, differentiable to every order.
 
@@ -69,6 +94,7 @@ def lu_unpack(
     return torch.lu_unpack(LU, pivots, unpack_data=unpack_data, unpack_pivots=unpack_pivots)
 
 
+@overridable
 def permutation(pivots: Tensor, m: int) -> Tensor:
     """The order of the rows that `pivots` stand for, as an index vector: A[permutation(pivots, m)] = L U.
 
@@ -97,8 +123,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     _require_tensor(name, "A", A)
-    if not isinstance(pivot, bool):
-        raise TypeError(f"`{name}` expects pivot to be a bool; got {type(pivot).__name__}")
+    _require_bool(name, "pivot", pivot)
     if A.ndim < 2:
         raise RuntimeError(f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}")
     with without_autocast(A):
@@ -117,8 +142,19 @@ def _computed(name: str, what: str, X: Tensor) -> Tensor:
 
 def _require_tensor(name: str, argument: str, x: object) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {type(x).__name__}")
+        raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {_type_name(x)}")
     if x.layout != torch.strided:
         raise NotImplementedError(f"`{name}` expects {argument} to be dense (torch.strided); got {x.layout}")
     if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
         from triton_lu import sharding  # noqa: F401  registers the sharding rules
+
+
+def _require_bool(name: str, argument: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"`{name}` expects {argument} to be a bool; got {_type_name(x)}")
+
+
+def _type_name(x: object) -> str:
+    """Of a class that is not built in with its module: numpy.bool is no bool."""
+    cls = type(x)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

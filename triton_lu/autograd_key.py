@@ -19,6 +19,10 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing  # noqa: F401
+
+below_autograd = torch._C._AutoDispatchBelowAutograd  # a context whose operations leave no trace in autograd
+is_torch_function_enabled = torch._C._is_torch_function_enabled
 
 
 class DerivativeRule(_SingleLevelFunction):
@@ -59,7 +63,7 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
 
     def kernel(*args: Any) -> Any:
         args += defaults[len(args) :]  # the dispatcher strips trailing defaults
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             result = op(*args)
         if not _is_differentiated(args):
             return result

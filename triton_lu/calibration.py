@@ -8,11 +8,11 @@ every machine, named with its versions, whole numbers by name:
 """
 
 import json
+import logging
 import os
 import platform
 import re
 import sys
-import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +22,8 @@ import torch
 import triton_lu
 
 LARGEST = 1 << 15
+
+_log = logging.getLogger(__name__)
 
 _DTYPE = "(float32|float64|complex64|complex128)"
 _NAME = re.compile(rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel (vjp|jvp|factor) {_DTYPE}")
@@ -37,14 +39,19 @@ def kernel(name: str, dtype: torch.dtype) -> str:
     return f"kernel {name} {str(dtype)[6:]}"
 
 
-def value(device: str, name: str, default: int) -> int:
-    """What was measured on this kind of device, or the default."""
+def value(device: torch.device, name: str, default: int) -> int:
+    """What was measured on a device like this one, or the default."""
     return _values(device).get(name, default)
 
 
 @cache
-def _values(device: str) -> dict[str, int]:
-    return machines.get(machine(device), {}) if (machines := read()) else {}
+def _values(device: torch.device) -> dict[str, int]:
+    return machines.get(machine(device), {}) if (machines := _read_once()) else {}
+
+
+@cache
+def _read_once() -> dict[str, dict[str, int]]:
+    return read()
 
 
 def path() -> Path:
@@ -59,10 +66,10 @@ def path() -> Path:
     return base / "triton_lu" / "calibration.json"
 
 
-def device_name(device: str) -> str:
-    """The name of the first device of a kind, "cpu" or "cuda"."""
-    if device == "cuda":
-        return torch.cuda.get_device_name(0)
+def device_name(device: torch.device) -> str:
+    """The name of that GPU, or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -79,19 +86,21 @@ def triton_version() -> str:
         return "none"
 
 
-def machine(device: str) -> str:
+def machine(device: torch.device) -> str:
     """What measurements are valid for: device and versions, on a CPU with its number of threads."""
-    with_what = f"triton {triton_version()}" if device == "cuda" else f"{torch.get_num_threads()} threads"
+    with_what = f"triton {triton_version()}" if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"{device_name(device)}, {with_what}, torch {torch.__version__}"
 
 
 def read() -> dict[str, dict[str, int]]:
-    """Values by machine. Empty without a file; with a warning if it is malformed or of another version."""
+    """Values by machine. Empty without a file, or where it is malformed or of another version.
+
+    The log says so, not a warning: plans ask inside of backwards, where one that is made an error would end them.
+    """
     try:
         return _validated(json.loads(path().read_text()))
     except (ValueError, RecursionError) as error:
-        complaint = f"triton_lu ignores {path()}: {error}. To renew it: python -m triton_lu bench --calibrate"
-        warnings.warn(complaint, stacklevel=2)
+        _log.warning("triton_lu ignores %s: %s. To renew it: python -m triton_lu bench --calibrate", path(), error)
     except (OSError, RuntimeError):  # no file, or no home to look for it
         pass
     return {}
@@ -116,8 +125,8 @@ def _validated(content: object) -> dict[str, dict[str, int]]:
     return machines
 
 
-def write(device: str, values: dict[str, int]) -> None:
-    """Saves what was measured on this kind of device, and keeps what the file has of other machines."""
+def write(device: torch.device, values: dict[str, int]) -> None:
+    """Saves what was measured on this device, and keeps what the file has of other machines."""
     machines = {**read(), machine(device): values}
     content = {"triton_lu": triton_lu.__version__, "machines": machines}
     _validated(content)
@@ -126,4 +135,5 @@ def write(device: str, values: dict[str, int]) -> None:
     temporary = file.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
     temporary.replace(file)  # at once: another process never reads half of it
+    _read_once.cache_clear()
     _values.cache_clear()

@@ -1,21 +1,25 @@
 """The LU family with the signatures and results of their namesakes in `torch.linalg`.
 
-With `out` the results are written into these tensors, resized where their shapes are others, and have no derivative.
+With `out` the results are written into these tensors, of the same dtype and device, resized where their shapes are
+others (with a warning unless they were empty), and have no derivative.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.linalg import solve_triangular
 from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
-from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
+from triton_lu.api import _computed, _factor, _require_bool, _require_tensor, _type_name, lu_unpack, overridable
 from triton_lu.aten_backend import row_index
-from triton_lu.autograd_key import without_autocast
+from triton_lu.autograd_key import below_autograd, without_autocast
 
 
+@overridable
 def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) -> linalg_lu_factor:
     """(LU, pivots): `triton_lu.lu(A, pivot)`, which see, with the named tuple of `torch.linalg.lu_factor`.
 
@@ -26,6 +30,7 @@ def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = N
     return linalg_lu_factor(_written("linalg.lu_factor", (LU, pivots), out))
 
 
+@overridable
 def lu_factor_ex(
     A: Tensor, *, pivot: bool = True, check_errors: bool = False, out: Sequence[Tensor] | None = None
 ) -> linalg_lu_factor_ex:
@@ -33,12 +38,14 @@ def lu_factor_ex(
 
     Raises `torch.linalg.LinAlgError` for a zero pivot only with check_errors, and synchronizes the device only then.
     """
+    _require_bool("linalg.lu_factor_ex", "check_errors", check_errors)
     LU, pivots, infos = _factor("linalg.lu_factor_ex", A, pivot)
     if check_errors:
         ops.check(infos, "linalg.lu_factor_ex")
     return linalg_lu_factor_ex(_written("linalg.lu_factor_ex", (LU, pivots, infos), out))
 
 
+@overridable
 def lu(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) -> linalg_lu:
     """(P, L, U) with A = P L U: as `torch.linalg.lu`.
 
@@ -50,6 +57,7 @@ def lu(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) ->
     return linalg_lu(_written("linalg.lu", (P, L, U), out))
 
 
+@overridable
 def lu_solve(
     LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False, out: Tensor | None = None
 ) -> Tensor:
@@ -90,18 +98,37 @@ def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | Non
     """The results, in `out` if that is given."""
     if out is None:
         return results
+    if not isinstance(out, (tuple, list)):
+        raise TypeError(f"`{name}` expects out to be a tuple of {len(results)} tensors; got {_type_name(out)}")
     if len(out) != len(results):
         raise TypeError(f"`{name}` expects out to be {len(results)} tensors; got {len(out)}")
     for result, target in zip(results, out, strict=True):
-        if result.requires_grad or target.requires_grad:
+        _require_tensor(name, "out", target)
+        if torch.is_grad_enabled() and (result.requires_grad or target.requires_grad):
             raise RuntimeError(f"`{name}` has no derivative with out, but an argument requires grad")
+        if result.dtype != torch.int32 and forward_ad.unpack_dual(result).tangent is not None:
+            raise NotImplementedError(f"`{name}` has no derivative with out, but an argument has a tangent")
         if target.dtype != result.dtype:
             raise RuntimeError(f"`{name}` expects a tensor of {result.dtype} in out; got {target.dtype}")
+        if target.device != result.device:
+            raise RuntimeError(f"`{name}` expects a tensor on {result.device} in out; got one on {target.device}")
     for result, target in zip(results, out, strict=True):
         if target.shape != result.shape:
-            target.resize_(result.shape).as_strided_(result.shape, result.stride())
+            _resize_(target, result)
         target.copy_(result)
     return tuple(out)
+
+
+def _resize_(target: Tensor, result: Tensor) -> None:
+    """The target with the shape and strides of the result, and PyTorch's warning if it was not empty."""
+    if target.numel():
+        warnings.warn(
+            f"An output with one or more elements was resized since it had shape {list(target.shape)}, which does not "
+            f"match the required output shape {list(result.shape)}. Resize it to zero elements first",
+            stacklevel=5,
+        )
+    with below_autograd():  # where a tensor that requires grad can be resized
+        target.resize_(result.shape).as_strided_(result.shape, result.stride())
 
 
 def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:

@@ -215,6 +215,7 @@ class Check(Operator):
 
     schema = "check(Tensor infos, str name) -> ()"
     tags = (torch.Tag.cudagraph_unsafe,)  # it waits for the infos
+    only_raises = True
     core_ndim = 0
     autocast = False
 
@@ -244,4 +245,3 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
 factor, vjp, jvp, curvature, mixed, permutation, check = register(
     Factor, Vjp, Jvp, Curvature, Mixed, Permutation, Check
 )
-torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it

@@ -5,8 +5,6 @@ of 24 bits. A factorization or its derivative would multiply that error by its c
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,47 +12,60 @@ from torch import Tensor
 
 _settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 _lock = threading.Lock()
-_allowed: list[str] = []  # the settings outside
-_inside = 0  # calls of `_full` that have not ended, in all threads
+_replaced: list[tuple[Any, str]] = []  # settings that would reduce precision, with their values outside
+_inside = 0  # contexts that rely on `_replaced` and have not ended, in all threads
 
 
-def full_precision(X: Tensor) -> AbstractContextManager[None]:
+class full_precision:
     """A context in which products of matrices like X round as IEEE 754 says.
 
     The settings belong to the process: while the context lasts, other threads lose speed, never precision.
     """
-    single = X.dtype in (torch.float32, torch.complex64)
-    return _full() if single and (_inside or _is_reduced(on_cuda=X.is_cuda)) else nullcontext()
+
+    def __init__(self, X: Tensor) -> None:
+        self._X = X
+
+    def __enter__(self) -> None:
+        self._counted = self._X.dtype in (torch.float32, torch.complex64) and _enter(on_cuda=self._X.is_cuda)
+
+    def __exit__(self, *_: object) -> None:
+        if self._counted:
+            _leave()
 
 
-def _is_reduced(*, on_cuda: bool) -> bool:
-    return _settings[0 if on_cuda else 1].fp32_precision not in ("none", "ieee")
+def _enter(*, on_cuda: bool) -> bool:
+    """Whether the settings are kept at full precision until `_leave`; not needed where they are there already.
 
-
-@contextmanager
-def _full() -> Iterator[None]:
-    global _inside, _allowed
+    Under the lock: between the test and the count another thread could restore what allows less.
+    """
+    global _inside
     with _lock:
         if not _inside:
-            _allowed = [_take(setting) for setting in _settings]
-            _set(["ieee"] * len(_settings))
+            if not _is_reduced(_settings[0 if on_cuda else 1]):
+                return False
+            for setting in filter(_is_reduced, _settings):  # the others may be what uncounted contexts rely on
+                _replaced.append((setting, _take(setting)))
         _inside += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            if not _inside:  # the last one out restores what the first one found
-                _set(_allowed)
+        return True
+
+
+def _leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
+        while not _inside and _replaced:  # the last one out restores what the first one found
+            setting, value = _replaced.pop()
+            setting.fp32_precision = value
+
+
+def _is_reduced(setting: Any) -> bool:
+    return setting.fp32_precision not in ("none", "ieee")
 
 
 def _take(setting: Any) -> str:
-    """The value of a setting, "none" if it follows the settings above it, as it does from now on."""
+    """The value of a setting, "none" if it follows the settings above it; full precision from now on."""
     value = setting.fp32_precision
     setting.fp32_precision = "none"
-    return "none" if setting.fp32_precision == value else value
-
-
-def _set(values: list[str]) -> None:
-    for setting, value in zip(_settings, values, strict=True):
-        setting.fp32_precision = value
+    follows = setting.fp32_precision == value
+    setting.fp32_precision = "ieee"
+    return "none" if follows else value

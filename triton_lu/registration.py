@@ -36,6 +36,8 @@ class Operator(DerivativeRule):
     """The argument whose shape and dtype decide which implementation runs."""
     kernel_or_error: ClassVar[bool] = False
     """Whether `backend("triton")` is refused where there is no kernel, rather than served by ATen."""
+    only_raises: ClassVar[bool] = False
+    """Whether an exception is all it does: TorchScript and torch.fx must keep it."""
     name: ClassVar[str]
     defaults: ClassVar[tuple[Any, ...]]
 
@@ -47,7 +49,7 @@ class Operator(DerivativeRule):
             return False
         if plan.kernel(cls.name, m, n, X.dtype) is None:
             return choice == "triton" and cls.kernel_or_error
-        return choice == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype)
+        return choice == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype, X.device)
 
     @classmethod
     def run(cls, *args: Any, on_cuda: bool) -> Any:
@@ -67,7 +69,8 @@ def register(*operators: type[Operator]) -> list[torch._ops.OpOverload]:
 
 def _register(operator: type[Operator]) -> torch._ops.OpOverload:
     name = operator.name = operator.schema.partition("(")[0]
-    _library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag, *operator.tags))
+    alias_analysis = "CONSERVATIVE" if operator.only_raises else ""
+    _library.define(operator.schema, alias_analysis, tags=(torch.Tag.pt2_compliant_tag, *operator.tags))
     op = getattr(torch.ops.triton_lu, name).default
     operator.defaults = tuple(argument.default_value for argument in op._schema.arguments)
     for key in ("CPU", "CUDA"):
@@ -77,6 +80,8 @@ def _register(operator: type[Operator]) -> torch._ops.OpOverload:
     if operator.autocast:
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(op, device, torch.float32, lib=_library)
+    if operator.only_raises:
+        torch.fx.node.has_side_effect(op)
     OPERATORS[op] = operator
     if operator.backward is not DerivativeRule.backward:
         _library.impl(name, autograd_key(op, operator), "Autograd")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -84,9 +85,16 @@ def _launching(X: Tensor) -> Iterator[None]:
         ) from error
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of that GPU; where kernels are emulated on a CPU, those of the one that plans are for by default."""
+    on_gpu = device.type == "cuda"
+    return torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else plan.MULTIPROCESSORS
+
+
 def _planned(name: str, X: Tensor) -> plan.Kernel:
     m, n = X.shape[-2:]
-    chosen = plan.kernel(name, m, n, X.dtype, X.shape[:-2].numel())
+    chosen = plan.kernel(name, m, n, X.dtype, X.shape[:-2].numel(), multiprocessors(X.device))
     if chosen is None:
         raise NotImplementedError(
             f"`{name}` has no Triton kernel for {m}×{n} matrices of {X.dtype}; "

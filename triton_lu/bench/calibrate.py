@@ -28,7 +28,7 @@ def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: C
         console.print(f"{name}: {value}")
         values[name] = value
     try:
-        calibration.write(device.type, values)
+        calibration.write(device, values)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         raise InputError(f"the calibration cannot be saved: {error}") from error
     console.print(f"wrote {calibration.path()}")

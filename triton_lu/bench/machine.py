@@ -14,7 +14,7 @@ from triton_lu.calibration import device_name, triton_version
 def facts(device: torch.device) -> dict[str, str]:
     """Hardware, versions, commit and date: the last columns of every row."""
     return {
-        "device": device_name(device.type),
+        "device": device_name(device),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "triton": triton_version(),

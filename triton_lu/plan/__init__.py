@@ -1,18 +1,30 @@
 """Which algorithm serves which problem: thresholds of a CPU in `cpu.py`, those of a GPU in `gpu.py`.
 
-Plans are pure functions of shape, dtype and kind of device ("cpu" or "cuda"), and of what `triton_lu.calibration` has
-of this machine: within a process the same problem always runs the same way.
+Plans are pure functions of shape, dtype and device (its kind, "cpu" or "cuda", or its multiprocessors), and of what
+`triton_lu.calibration` has of it: within a process the same problem always runs the same way on the same device.
 """
 
 import torch
 
 from triton_lu.plan import cpu, gpu
 from triton_lu.plan.cpu import CACHED, PANEL, Blocks, default_block, solve_by_rows
-from triton_lu.plan.gpu import LIBRARY, Curvature, Factor, Kernel, Sweep, Tile, Warp, kernel, kernel_pays
+from triton_lu.plan.gpu import (
+    LIBRARY,
+    MULTIPROCESSORS,
+    Curvature,
+    Factor,
+    Kernel,
+    Sweep,
+    Tile,
+    Warp,
+    kernel,
+    kernel_pays,
+)
 
 __all__ = [
     "CACHED",
     "LIBRARY",
+    "MULTIPROCESSORS",
     "PANEL",
     "Blocks",
     "Curvature",

@@ -45,7 +45,7 @@ def blocks(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocks:
     k = min(m, n)
     block = default_block(batch, k)
     if block < k:
-        block = max(block, calibration.value("cpu", calibration.block(dtype, batch, k), block))
+        block = max(block, calibration.value(torch.device("cpu"), calibration.block(dtype, batch, k), block))
     smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256  # up to there errors are within 2.6 of PyTorch's
     if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):  # where there are digits to spare
         return Blocks(block, block)

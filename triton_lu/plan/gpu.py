@@ -12,7 +12,7 @@ from triton_lu import calibration
 from triton_lu.plan.cpu import Blocks
 
 LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen: they were faster on an H100
-PROGRAMS = 132  # as many as an H100 has multiprocessors: where a launch has no more, sums are split
+MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
 def blocks(k: int) -> Blocks:
@@ -101,7 +101,9 @@ _SWEEP = {  # blocks as wide as the registers hold: with half the width there ar
 Kernel = Factor | Warp | Tile | Sweep | Curvature
 
 
-def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
+def kernel(
+    name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1, multiprocessors: int = MULTIPROCESSORS
+) -> Kernel | None:
     """The Triton kernel of that operator for `batch` matrices of m×n, or None where there is none."""
     largest = max(m, n)
     if name == "factor":
@@ -111,7 +113,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     if name == "mixed":
         return None
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
-        return _sweep(batch, m, n, dtype) if largest < LIBRARY else None
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < LIBRARY else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:  # wide blocks read half as often from the L2 cache, the limit there
             return Tile(block=32, rows=32, registers=255, num_warps=2)
@@ -144,11 +146,11 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
     return Curvature(block=32, terms=32, num_warps=1)
 
 
-def _sweep(batch: int, m: int, n: int, dtype: torch.dtype) -> Sweep:
-    """The kernel of the sweep regime for `batch` matrices of m×n."""
+def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
+    """The kernel of the sweep regime for `batch` matrices of m×n: sums are split where there are too few tiles."""
     chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    return replace(chosen, split=batch * tiles <= PROGRAMS)
+    return replace(chosen, split=batch * tiles <= multiprocessors)
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
@@ -165,7 +167,7 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
     return Factor(matrices=128 // size, panel=1, num_warps=4)  # a row per lane
 
 
-def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
-    """Whether a kernel, where there is one, is what a GPU is given: always, or up to the size of a calibration."""
+def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel, where there is one, is what that GPU is given: always, or up to the size of a calibration."""
     largest = max(m, n)
-    return largest <= calibration.value("cuda", calibration.kernel(name, dtype), largest)
+    return largest <= calibration.value(device, calibration.kernel(name, dtype), largest)
