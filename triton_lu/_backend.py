@@ -37,6 +37,12 @@ def backend(choice: str) -> Iterator[None]:
 
     Raises:
         ValueError: for any other choice. RuntimeError: entered in code that is being compiled, exported or traced.
+
+    Example:
+        >>> A = torch.eye(3, requires_grad=True)
+        >>> LU, pivots = triton_lu.lu(A)
+        >>> with triton_lu.backend("aten"):
+        ...     LU.sum().backward()
     """
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")

@@ -38,6 +38,13 @@ def install() -> None:
     recent versions of PyTorch: call `install()` in the thread that compiles.
 
     Calling it twice does nothing more.
+
+    Example:
+        >>> triton_lu.install()
+        >>> A = torch.eye(3, requires_grad=True)
+        >>> torch.linalg.lu_factor(A).LU.grad_fn.name()
+        'FactorBackward'
+        >>> triton_lu.uninstall()
     """
     global _library
     if _library is not None:
@@ -51,7 +58,12 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo `install()`. Graphs of autograd that exist already keep the derivatives of this package."""
+    """Undo `install()`. Graphs of autograd that exist already keep the derivatives of this package.
+
+    Example:
+        >>> triton_lu.install()
+        >>> triton_lu.uninstall()
+    """
     global _library
     if _library is None:
         return

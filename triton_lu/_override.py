@@ -33,6 +33,12 @@ class override(ContextDecorator, TorchFunctionMode):
     Attributes:
         calls: collections.Counter, how often each function was replaced, by its name in PyTorch. Compiled code does
             not count: a count that changes would have it compiled anew each time.
+
+    Example:
+        >>> with triton_lu.override() as override:
+        ...     LU, pivots = torch.linalg.lu_factor(torch.eye(3))
+        >>> override.calls
+        Counter({'torch.linalg.lu_factor': 1})
     """
 
     def __init__(self) -> None:

@@ -64,6 +64,17 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
         torch.linalg.LinAlgError: a pivot is exactly zero (not with get_infos); names the batch element and the pivot.
         TypeError: A is no tensor, pivot no bool. RuntimeError: A has fewer than two dimensions. NotImplementedError:
         any other dtype; A is not dense.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0], [4.0, 6.0]], requires_grad=True)
+        >>> LU, pivots = triton_lu.lu(A)
+        >>> LU.detach(), pivots
+        (tensor([[4.0000, 6.0000],
+                [0.2500, 0.5000]]), tensor([2, 2], dtype=torch.int32))
+        >>> LU.diagonal().prod().neg().backward()  # det A: the rows were exchanged
+        >>> A.grad
+        tensor([[ 6., -4.],
+                [-2.,  1.]])
     """
     LU, pivots, infos = _factor("lu", A, pivot)
     if get_infos:
@@ -90,6 +101,12 @@ def lu_unpack(
 
     Raises:
         RuntimeError: pivots are not int32, or do not fit LU.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0], [4.0, 6.0]])
+        >>> P, L, U = triton_lu.lu_unpack(*triton_lu.lu(A))
+        >>> torch.equal(P @ L @ U, A)
+        True
     """
     return torch.lu_unpack(LU, pivots, unpack_data=unpack_data, unpack_pivots=unpack_pivots)
 
@@ -110,6 +127,12 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     Raises:
         TypeError: pivots are no tensor. RuntimeError: pivots are not int32, have no dimension, k > m, or, on a CPU, are
         not between 1 and m.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0], [4.0, 6.0]])
+        >>> LU, pivots = triton_lu.lu(A)
+        >>> triton_lu.permutation(pivots, 2)
+        tensor([1, 0])
     """
     _require_tensor("permutation", "pivots", pivots)
     if pivots.dtype != torch.int32:

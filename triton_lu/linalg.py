@@ -24,6 +24,12 @@ def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = N
     """(LU, pivots): `triton_lu.lu(A, pivot)`, which see, with the named tuple of `torch.linalg.lu_factor`.
 
     Raises `torch.linalg.LinAlgError` when a pivot is exactly zero.
+
+    Example:
+        >>> A, B = torch.tensor([[1.0, 2.0], [4.0, 6.0]]), torch.tensor([[5.0], [16.0]])
+        >>> triton_lu.linalg.lu_solve(*triton_lu.linalg.lu_factor(A), B)
+        tensor([[1.],
+                [2.]])
     """
     LU, pivots, infos = _factor("linalg.lu_factor", A, pivot)
     ops.check(infos, "linalg.lu_factor")
@@ -37,6 +43,10 @@ def lu_factor_ex(
     """(LU, pivots, info): as `torch.linalg.lu_factor_ex`; see `triton_lu.lu` for shapes, layout and derivatives.
 
     Raises `torch.linalg.LinAlgError` for a zero pivot only with check_errors, and synchronizes the device only then.
+
+    Example:
+        >>> triton_lu.linalg.lu_factor_ex(torch.zeros(2, 2)).info
+        tensor(1, dtype=torch.int32)
     """
     _require_bool("linalg.lu_factor_ex", "check_errors", check_errors)
     LU, pivots, infos = _factor("linalg.lu_factor_ex", A, pivot)
@@ -51,6 +61,12 @@ def lu(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) ->
 
     P [..., m, m] (empty without pivot), L [..., m, k] and U [..., k, n] with k = min(m, n). L and U are differentiable
     with respect to A, to every order. A singular A raises nothing, as in torch.linalg.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0], [4.0, 6.0]])
+        >>> P, L, U = triton_lu.linalg.lu(A)
+        >>> torch.equal(P @ L @ U, A)
+        True
     """
     LU, pivots, _ = _factor("linalg.lu", A, pivot)
     P, L, U = lu_unpack(LU, pivots, unpack_pivots=pivot)
