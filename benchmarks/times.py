@@ -10,7 +10,7 @@ Kernels are compiled beforehand, as many at once as there are cores. Writes benc
 
 import multiprocessing
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,9 +48,16 @@ Case = tuple[str, Size, torch.dtype, Any]
 """A kernel, how many matrices of which size, their dtype, and a plan."""
 
 
-def cases(names: list[str], sizes: list[Size], dtypes: list[torch.dtype], *, others: bool) -> Iterator[Case]:
+def cases(
+    names: Sequence[str],
+    sizes: Sequence[Size],
+    dtypes: Sequence[torch.dtype],
+    *,
+    others: bool,
+    elements: int = ELEMENTS,
+) -> Iterator[Case]:
     for name, (_, m, n), dtype in product(names, sizes, dtypes):
-        for batch in (max(1, ELEMENTS // (m * n)), 1):
+        for batch in dict.fromkeys((max(1, elements // (m * n)), 1)):
             planned = plan.kernel(name, m, n, dtype, batch)
             if planned is None or (batch == 1 and not isinstance(planned, plan.Sweep)):
                 continue
@@ -94,10 +101,9 @@ def precompile(case: Case, target: str) -> None:
         pass
 
 
-def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: Clockmaker) -> dict[str, object]:
-    """The columns that are measured; ArithmeticError if the kernel is wrong."""
-    name, shape, dtype, chosen = case
-    given = arguments(case, device)
+def check(case: Case, given: tuple[torch.Tensor, ...]) -> float:
+    """The relative error of the first matrices; ArithmeticError if the kernel is wrong."""
+    name, shape, dtype, _ = case
     some = [x[:64] for x in given]
     with operator(case) as op:
         result = op(*given)
@@ -109,9 +115,16 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
         error = accuracy.relative_error(result[:64], exact)
     if not error <= 30 * max(shape[1:]) * torch.finfo(dtype).eps:
         raise ArithmeticError(f"relative error {error:.1e}")
+    return error
+
+
+def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: Clockmaker) -> dict[str, object]:
+    """The columns that are measured; ArithmeticError if the kernel is wrong."""
+    given = arguments(case, device)
+    error = check(case, given)
     with operator(case) as op:
         times: dict[str, object] = {"error": error, "us": 1e6 * clockmaker(partial(op, *given))()}
-        if isinstance(chosen, plan.Sweep):
+        if isinstance(case[-1], plan.Sweep):
             times["graph_us"] = 1e6 * graph_clockmaker(partial(op, *given))()
     return times
 
@@ -123,6 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
+    torch.cuda.set_stream(torch.cuda.Stream())  # on which a graph can be captured
     facts = machine.facts(torch.device("cuda"))
     default = RESULTS / f"{re.sub('[^a-z0-9]+', '-', facts['device'].lower())}-kernels.csv"
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
