@@ -46,12 +46,12 @@ class Run:
         for stage in stages:
             if not stage.waits:
                 self.compile(stage)
-        deadlines = [
-            self.start + share * (self.end - self.start) for share in accumulate(stage.share for stage in stages)
-        ]
+        deadlines = [self.start + x * (self.end - self.start) for x in accumulate(stage.share for stage in stages)]
         try:
-            for stage, deadline in zip(2 * stages, deadlines + len(stages) * [self.end], strict=True):
+            for stage, deadline in zip(stages, deadlines, strict=True):
                 self.measure(stage, deadline)
+            for stage in stages:
+                self.measure(stage, self.end)
         except RuntimeError as error:  # of a worker that cannot start any more
             self.console.print(f"ended early: {error}")
 
@@ -95,7 +95,7 @@ class Run:
         give_up = min(deadline, monotonic() + WAIT_SECONDS)
         while monotonic() < give_up:
             for task in pending:
-                if self.compiler.is_idle if task.quiet else self.compiler.has(task.cases):
+                if self.compiler.has(task.cases):
                     return task
             sleep(0.02)
         return pending[0]

@@ -119,9 +119,5 @@ class Compiler:
         """Whether these have been compiled, or have failed to."""
         return all(self._jobs[case].ready() for case in cases if case in self._jobs)
 
-    @property
-    def is_idle(self) -> bool:
-        return self.has(self._jobs)
-
     def stop(self) -> None:
         self._pool.terminate()

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from benchmarks.times import ELEMENTS, Case, cases
 from benchmarks.times import SIZES as KERNEL_SIZES
 from triton_lu import calibration, plan
 from triton_lu.api import DTYPES
-from triton_lu.bench import problems, run
+from triton_lu.bench import calibrate, problems, run
 from triton_lu.bench.problems import FOOTPRINT, Problem, Size
 from triton_lu.cli import dtype_name
 
+NO_TESTS_LEFT = 5  # pytest's exit code
 STEPS = ("forward", "backward", "forward+backward", "jvp", "double backward")
 KERNELS_OF = {  # of a step, what is prepared for it included
     "forward": ("factor",),
@@ -63,7 +65,6 @@ class Task:
         seconds that are left as an argument more.
     cases: kernels that must have been compiled.
     seconds: an estimate.
-    quiet: nothing is compiled meanwhile.
     """
 
     about: Row
@@ -72,12 +73,11 @@ class Task:
     cases: Sequence[Case] = ()
     seconds: float = 0.5
     alone: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Tasks whose rows come into a table; `share` of the time; `waits`: they are known, and compiled, at its turn only."""
+    """Tasks whose rows come into a table; `share` of the time; `waits`: nothing is compiled for it before its turn."""
 
     name: str
     table: str
@@ -185,7 +185,7 @@ def _host(extent: Extent) -> Iterator[Task]:
         batch, m, n = shape
         row = {"call": call, "batch": batch, "m": m, "n": n}
         needed = kernels_of("double backward", shape, torch.float32)
-        yield Task(row, lab.host, (call, shape), cases=needed, seconds=0.2, quiet=True)
+        yield Task(row, lab.host, (call, shape), cases=needed, seconds=0.2)
 
 
 def _choices(extent: Extent, measured: Table) -> list[Task]:
@@ -222,14 +222,20 @@ def _counters(extent: Extent, ncu: str | None) -> list[Task]:
 
 
 def _tests(extent: Extent, folder: Path) -> list[Task]:
-    arguments = (extent.tests, folder / "tests.txt")
+    arguments = (extent.tests, folder / "tests.txt", lab.sources())
     return [Task({"check": extent.tests[0]}, run_tests, arguments, seconds=40, alone=True)]
 
 
-def run_tests(arguments: Sequence[str], file: Path, seconds: float) -> list[Row]:
-    """Every test's result comes into the file as it is there."""
-    command = [sys.executable, "-m", "pytest", "-v", *arguments]
-    with file.open("w") as output:
+def run_tests(arguments: Sequence[str], file: Path, sources: str, seconds: float) -> list[Row]:
+    """Every test's result comes into the file as it is there; tests that passed with these sources are not repeated."""
+    before = file.read_text() if file.exists() else ""
+    if not before.startswith(sources):
+        before = f"{sources}\n"
+        file.write_text(before)
+    passed = re.findall(r"PASSED (tests/.*)|^(tests/.*) PASSED", before, flags=re.MULTILINE)
+    left_out = [f"--deselect={(with_xdist or without).strip()}" for with_xdist, without in passed]
+    command = [sys.executable, "-m", "pytest", "-v", *arguments, *left_out]
+    with file.open("a") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
         try:
             process.wait(seconds)
@@ -239,10 +245,13 @@ def run_tests(arguments: Sequence[str], file: Path, seconds: float) -> list[Row]
             with suppress(ProcessLookupError):  # none is left
                 os.killpg(process.pid, signal.SIGKILL)
     last = (file.read_text().splitlines() or [""])[-1].strip("= ")
-    return [{"status": "ok" if process.returncode == 0 else f"failed: {last}"}]
+    good = (0, NO_TESTS_LEFT) if left_out else (0,)
+    return [{"status": "ok" if process.returncode in good else f"failed: {last}"}]
 
 
 def _calibration(extent: Extent) -> Iterator[Task]:
     for dtype, name in product(extent.dtypes, KERNELS):
         row = {"name": calibration.kernel(name, dtype)}
-        yield Task(row, lab.crossover, (name, dtype), seconds=5)
+        sizes = [problem.size for problem in calibrate.problems(name, dtype, extent.device)]
+        needed = [(name, size, dtype, plan.kernel(name, size.m, size.n, dtype, size.batch)) for size in sizes]
+        yield Task(row, lab.crossover, (name, dtype), cases=needed, seconds=5)

@@ -65,7 +65,7 @@ def _failed(frame: pd.DataFrame) -> str:
     rows = frame[frame.status.str.startswith("failed")].fillna("")
     named = ("check", "problem", "call", "kernel", "batch", "m", "n", "dtype", "provider", "timer", "status")
     texts = [" ".join(filter(None, (str(getattr(row, name, "")) for name in named))) for row in rows.itertuples()]
-    return _examples((text[:160] for text in texts[:MOST]), len(texts))
+    return _examples((text[:160] for text in texts[:MOST]), len(texts)) + f" (of {len(frame)})"
 
 
 def _worst(frame: pd.DataFrame, values: pd.Series, name: Callable[[Row], str], form: str) -> str:

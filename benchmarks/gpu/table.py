@@ -25,7 +25,11 @@ class Table:
         self.file, self.key, self.facts = file, tuple(key), facts
         self.columns = (*columns, *facts)
         old = _complete_rows(file)
-        self.rows = [row for row in old if all(row.get(name) == facts[name] for name in SAME)]
+        self.rows: list[dict[str, str]] = []
+        self._keys: set[tuple[str, ...]] = set()
+        for row in old:
+            if all(row.get(name) == facts[name] for name in SAME):
+                self._remember(row)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".new")
         temporary.write_text("".join(map(self._line, [dict(zip(self.columns, self.columns, strict=True)), *old])))
@@ -33,13 +37,17 @@ class Table:
 
     def has(self, row: Row) -> bool:
         """Whether there is a row of the same key."""
-        return any(all(old[name] == _text(row.get(name)) for name in self.key) for old in self.rows)
+        return tuple(_text(row.get(name)) for name in self.key) in self._keys
 
     def add(self, row: Row) -> None:
         text = {name: _text(value) for name, value in {**row, **self.facts}.items()}
         with self.file.open("a") as file:
             file.write(self._line(text))
-        self.rows.append({name: text.get(name, "") for name in self.columns})
+        self._remember(text)
+
+    def _remember(self, row: Mapping[str, str]) -> None:
+        self.rows.append({name: row.get(name, "") for name in self.columns})
+        self._keys.add(tuple(row.get(name, "") for name in self.key))
 
     def _line(self, row: Mapping[str, str]) -> str:
         line = StringIO()

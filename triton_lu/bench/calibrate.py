@@ -67,9 +67,9 @@ def crossover(name: str, dtype: torch.dtype, device: torch.device, clockmaker: C
 
     Without a limit if that is the largest one that is measured: beyond, plans are the defaults.
     """
-    largest, sizes = 0, [n for n in (4, 8, 16, *SIZES) if plan.kernel(name, n, n, dtype) is not None]
-    for n in sizes:
-        problem = Problem("backward", Size(max(1, BATCH // n**2), n, n), dtype, device.type)
+    largest = n = 0
+    for problem in problems(name, dtype, device.type):
+        n = problem.size.n
         A, G = problem.matrices(), problem.gaussian(1)
         LU, pivots, _ = torch.linalg.lu_factor_ex(A)
         arguments = (A,) if name == "factor" else (LU, pivots, G)
@@ -80,4 +80,10 @@ def crossover(name: str, dtype: torch.dtype, device: torch.device, clockmaker: C
         timings = interleaved(clocks, limit_seconds=seconds)
         if timings["aten"].ratio(timings["triton"]) >= 1:
             largest = n
-    return calibration.LARGEST if sizes and largest == sizes[-1] else largest
+    return calibration.LARGEST if 0 < n == largest else largest
+
+
+def problems(name: str, dtype: torch.dtype, device: str) -> list[Problem]:
+    """On which a kernel is compared with ATen."""
+    sizes = [n for n in (4, 8, 16, *SIZES) if plan.kernel(name, n, n, dtype) is not None]
+    return [Problem("backward", Size(max(1, BATCH // n**2), n, n), dtype, device) for n in sizes]
