@@ -9,7 +9,6 @@ Kernels are compiled beforehand, as many at once as there are cores. Writes benc
 """
 
 import multiprocessing
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from rich.progress import track
 
 import triton_lu
 from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
-from triton_lu import aten_backend, ops, plan
+from triton_lu import aten_backend, calibration, ops, plan
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Size
 from triton_lu.bench.timing import Clockmaker, event_clock
@@ -138,7 +137,7 @@ def main() -> None:
         parser.error("there is no CUDA device")
     torch.cuda.set_stream(torch.cuda.Stream())  # on which a graph can be captured
     facts = machine.facts(torch.device("cuda"))
-    default = RESULTS / f"{re.sub('[^a-z0-9]+', '-', facts['device'].lower())}-kernels.csv"
+    default = RESULTS / f"{calibration.slug(facts['device'])}-kernels.csv"
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     wanted = [getattr(torch, name) for name in options.dtypes]
     found = list(cases(options.kernels or list(KERNELS), options.sizes, wanted, others=options.others))

@@ -58,15 +58,15 @@ def _values(device: str) -> dict[str, int]:
 
 def _shipped() -> dict[str, int]:
     try:
-        content = (SHIPPED / shipped_name(device_name("cuda"))).read_text()
+        content = (SHIPPED / f"{slug(device_name('cuda'))}.json").read_text()
     except OSError:
         return {}
     return _validated_numbers(json.loads(content))
 
 
-def shipped_name(device: str) -> str:
-    """The file of a GPU of that name."""
-    return re.sub("[^a-z0-9]+", "-", device.lower()) + ".json"
+def slug(device: str) -> str:
+    """What files about a device of that name are called."""
+    return re.sub("[^a-z0-9]+", "-", device.lower())
 
 
 def path() -> Path:

@@ -82,8 +82,8 @@ class Run:
             if rows is None:
                 self.left_out[stage.name] += 1
                 continue
+            self.tables[stage.table].add(*({**task.about, "status": "ok", **row} for row in rows))
             for row in rows:
-                self.tables[stage.table].add({**task.about, "status": "ok", **row})
                 shown = {**task.about, **row}.values()
                 self.console.print(
                     f"{stage.name}:", ", ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in shown)
@@ -141,7 +141,7 @@ def run(extent: Extent, minutes: float, folder: Path | None, ncu: str | None, co
     try:
         facts, target = worker.run(lab.facts, seconds=60)
         console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
-        packaged = PACKAGED / calibration.shipped_name(facts["device"])
+        packaged = PACKAGED / f"{calibration.slug(facts['device'])}.json"
         folder = folder or RESULTS / packaged.stem
         tables = {name: Table(folder / f"{name}.csv", COLUMNS[name], KEYS[name], facts) for name in COLUMNS}
         compiler = Compiler(target, *((1, 2) if is_dry else (os.cpu_count() or 1,)))

@@ -202,7 +202,8 @@ def _choices(extent: Extent, measured: Table) -> list[Task]:
         return (*distance(plan.kernel(name, m, n, dtype, batch), chosen), -above.get(tuple(own), 0.0))
 
     everything = cases(KERNELS, extent.kernels, extent.dtypes, others=True, elements=extent.elements)
-    others = sorted(set(everything) - set(_planned(extent, extent.kernels)), key=order)[: extent.choices]
+    planned = set(_planned(extent, extent.kernels))
+    others = sorted((case for case in everything if case not in planned), key=order)[: extent.choices]
     return [Task({**about(case), "planned": False}, lab.kernel, (case,), cases=[case], seconds=0.4) for case in others]
 
 

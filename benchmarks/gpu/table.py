@@ -39,11 +39,13 @@ class Table:
         """Whether there is a row of the same key."""
         return tuple(_text(row.get(name)) for name in self.key) in self._keys
 
-    def add(self, row: Row) -> None:
-        text = {name: _text(value) for name, value in {**row, **self.facts}.items()}
+    def add(self, *rows: Row) -> None:
+        """Rows that belong together are written at once: all of them are there, or none."""
+        texts = [{name: _text(value) for name, value in {**row, **self.facts}.items()} for row in rows]
         with self.file.open("a") as file:
-            file.write(self._line(text))
-        self._remember(text)
+            file.write("".join(map(self._line, texts)))
+        for text in texts:
+            self._remember(text)
 
     def _remember(self, row: Mapping[str, str]) -> None:
         self.rows.append({name: row.get(name, "") for name in self.columns})
