@@ -9,8 +9,7 @@ Kernels are compiled beforehand, as many at once as there are cores. Writes benc
 """
 
 import multiprocessing
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +26,7 @@ from rich.progress import track
 
 import triton_lu
 from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
-from triton_lu import aten_backend, ops, plan, reference
+from triton_lu import aten_backend, calibration, ops, plan, reference
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Size
 from triton_lu.bench.timing import Clockmaker, event_clock
@@ -49,15 +48,16 @@ Case = tuple[str, Size, torch.dtype, Any]
 
 
 def cases(
-    names: list[str],
-    sizes: list[Size],
-    dtypes: list[torch.dtype],
+    names: Sequence[str],
+    sizes: Sequence[Size],
+    dtypes: Sequence[torch.dtype],
     *,
     others: bool,
+    elements: int = ELEMENTS,
     multiprocessors: int = plan.MULTIPROCESSORS,
 ) -> Iterator[Case]:
     for name, (_, m, n), dtype in product(names, sizes, dtypes):
-        for batch in (max(1, ELEMENTS // (m * n)), 1):
+        for batch in dict.fromkeys((max(1, elements // (m * n)), 1)):
             planned = plan.kernel(name, m, n, dtype, batch, multiprocessors)
             if planned is None or (batch == 1 and not isinstance(planned, plan.Sweep)):
                 continue
@@ -101,10 +101,9 @@ def precompile(case: Case, target: str) -> None:
         pass
 
 
-def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: Clockmaker) -> dict[str, object]:
-    """The columns that are measured; ArithmeticError if the kernel is wrong."""
-    name, shape, dtype, chosen = case
-    given = arguments(case, device)
+def check(case: Case, given: tuple[torch.Tensor, ...]) -> float:
+    """The relative error of the first matrices; ArithmeticError if the kernel is wrong."""
+    name, shape, dtype, _ = case
     some = [x[:64] for x in given]
     with operator(case) as op:
         result = op(*given)
@@ -116,9 +115,16 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
         error = reference.relative_error(result[:64], exact)
     if not error <= 30 * max(shape[1:]) * torch.finfo(dtype).eps:
         raise ArithmeticError(f"relative error {error:.1e}")
+    return error
+
+
+def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: Clockmaker) -> dict[str, object]:
+    """The columns that are measured; ArithmeticError if the kernel is wrong."""
+    given = arguments(case, device)
+    error = check(case, given)
     with operator(case) as op:
         times: dict[str, object] = {"error": error, "us": 1e6 * clockmaker(partial(op, *given))()}
-        if isinstance(chosen, plan.Sweep):
+        if isinstance(case[-1], plan.Sweep):
             times["graph_us"] = 1e6 * graph_clockmaker(partial(op, *given))()
     return times
 
@@ -130,8 +136,9 @@ def main() -> None:
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
+    torch.cuda.set_stream(torch.cuda.Stream())  # on which a graph can be captured
     facts = machine.facts(torch.device("cuda"))
-    default = RESULTS / f"{re.sub('[^a-z0-9]+', '-', facts['device'].lower())}-kernels.csv"
+    default = RESULTS / f"{calibration.slug(facts['device'])}-kernels.csv"
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     wanted = [getattr(torch, name) for name in options.dtypes]
     count = torch.cuda.get_device_properties().multi_processor_count

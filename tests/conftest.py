@@ -35,6 +35,7 @@ def _default_plans(tmp_path_factory):
     """No test depends on a calibration of the machine it runs on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "path", lambda: tmp_path_factory.getbasetemp() / "calibration.json")
+        patch.setattr(calibration, "SHIPPED", tmp_path_factory.getbasetemp() / "calibrations")
         yield
 
 

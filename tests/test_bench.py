@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from contextlib import contextmanager
 from functools import partial
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -14,7 +15,6 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
-import triton.testing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_lu
@@ -210,11 +210,67 @@ def test_ceilings_are_speeds():
     }
 
 
-def test_event_clock_is_tritons(monkeypatch):
-    monkeypatch.setattr(triton.testing, "do_bench", lambda function, **_: function())
-    monkeypatch.setattr(triton.testing, "do_bench_cudagraph", lambda function, **_: 2 * function())
-    assert timing.event_clock(lambda: 3.0)() == 3e-3
-    assert timing.event_clock(lambda: 3.0, graph=True)() == 6e-3
+class Gpu:
+    """Stands for `torch.cuda`: what is enqueued takes its milliseconds of a clock; graphs take what they hold."""
+
+    def __init__(self, monkeypatch):
+        self.ms, self.captured, self.log = 0.0, None, []
+        empty = torch.empty
+        monkeypatch.setattr(torch, "empty", lambda *shape, device, **options: empty(0, **options))
+        monkeypatch.setattr(torch.Tensor, "zero_", lambda x: self.enqueue("flush", 0.1))
+        for name in ("Event", "CUDAGraph", "graph"):
+            monkeypatch.setattr(torch.cuda, name, partial(getattr(self, name), self))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: self.log.append("wait"))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: "side stream")
+
+    def enqueue(self, name, ms):
+        if self.captured is not None:
+            self.captured.ms += ms
+            return
+        self.log.append(name)
+        self.ms += ms
+
+    class Event:
+        def __init__(self, gpu, enable_timing):
+            self.gpu = gpu
+
+        def record(self):
+            self.at = self.gpu.ms
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    class CUDAGraph:
+        def __init__(self, gpu):
+            self.gpu, self.ms = gpu, 0.0
+
+        def replay(self):
+            self.gpu.enqueue("replay", self.ms)
+
+    @staticmethod
+    @contextmanager
+    def graph(gpu, graph, stream):
+        assert stream == "side stream"  # that of the preparation, not one of its own
+        gpu.captured = graph
+        yield
+        gpu.captured = None
+
+
+@pytest.mark.parametrize(("ms", "calls"), [(0.8, 11), (30.0, 1)])
+def test_event_clock_times_calls_after_a_flush(ms, calls, monkeypatch):
+    gpu = Gpu(monkeypatch)
+    clock = timing.event_clock(lambda: gpu.enqueue("call", ms))
+    gpu.log.clear()
+    assert clock() == pytest.approx(ms / 1e3)
+    assert gpu.log == [*["flush", "call"] * calls, "wait"]
+
+
+def test_event_clock_of_a_graph_times_its_replays(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    clock = timing.event_clock(lambda: gpu.enqueue("call", 2.0), graph=True)
+    gpu.log.clear()
+    assert clock() == pytest.approx(2e-3)
+    assert gpu.log == [*["flush", "replay"] * 4, "wait"]
 
 
 def test_commit_is_that_of_the_package_and_of_nothing_around_it(tmp_path):
@@ -474,6 +530,42 @@ def test_an_operator_asks_for_the_gpu_of_its_tensor(file, monkeypatch):
     assert not ops.Vjp.by_kernel(torch.ones(8, 8), on_cuda=False)
 
 
+@pytest.fixture
+def on_a_gpu(file, tmp_path, monkeypatch):
+    """On a machine with an NVIDIA H200; the package has no calibration of it yet."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    monkeypatch.setattr(calibration, "SHIPPED", tmp_path)
+
+
+def uses_kernel(n):
+    return plan.kernel_pays("curvature", n, n, torch.float32, torch.device("cuda", 0))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_known_gpu_has_the_calibration_of_the_package(tmp_path):
+    calibration.write_shipped(tmp_path / "nvidia-h100.json", {"kernel curvature float32": 8})
+    assert uses_kernel(17)
+    calibration.write_shipped(tmp_path / "nvidia-h200.json", {"kernel curvature float32": 16})
+    assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["nvidia-h100.json", "nvidia-h200.json"]
+    assert (uses_kernel(16), uses_kernel(17)) == (True, False)
+    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_the_users_calibration_comes_before_that_of_the_package(tmp_path):
+    calibration.write_shipped(tmp_path / "nvidia-h200.json", {"kernel curvature float32": 16})
+    calibration.write(torch.device("cuda", 0), {"kernel vjp float32": 64})
+    assert uses_kernel(17)
+
+
+def test_calibrations_of_the_package_are_valid():
+    folder = Path(triton_lu.__file__).parent / "calibrations"
+    for file in folder.glob("*.json"):
+        calibration._validated_numbers(json.loads(file.read_text()))
+        assert file.stem == calibration.slug(file.stem)
+
+
 def content(**changes):
     return {"triton_lu": triton_lu.__version__, "machines": {}, **changes}
 
@@ -576,7 +668,9 @@ def test_calibration_of_the_kernels(monkeypatch):
     monkeypatch.setattr(plan, "kernel", lambda name, m, n, dtype: plan.Warp(2, 4) if n <= 32 else None)
     faster_to_16 = constant_clocks(*(1.0, 2.0) * 3, 2.0, 1.0)  # kernel and ATen, at 4, 8, 16 and 32
     measured = dict(calibrate.kernel_sizes(CPU, faster_to_16, 0))
-    assert measured == {f"kernel {name} float64": 16 for name in ("vjp", "jvp", "factor")}
+    assert measured == {f"kernel {name} float64": 16 for name in ("factor", "vjp", "jvp", "curvature")}
+    faster = dict(calibrate.kernel_sizes(CPU, constant_clocks(1.0, 2.0), 0))  # also at the largest: no limit is known
+    assert set(faster.values()) == {calibration.LARGEST}
     slower = dict(calibrate.kernel_sizes(CPU, constant_clocks(2.0, 1.0), 0))
     assert set(slower.values()) == {0}
 
@@ -594,7 +688,7 @@ def test_kernels_and_aten_are_what_is_timed(monkeypatch):
 
     monkeypatch.setattr(ops.Operator, "by_kernel", lambda *_, on_cuda: choices.append(current()) or False)
     dict(calibrate.kernel_sizes(CPU, clockmaker, 0))
-    assert choices == ["triton", "aten"] * 3
+    assert choices == ["triton", "aten"] * 4
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path):

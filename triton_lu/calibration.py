@@ -1,10 +1,14 @@
-"""Crossovers measured on this machine, which plans prefer to their own: one small file in the user's cache directory.
+"""Measured crossovers, which plans prefer to their own: of this machine, in one small file in the user's cache
+directory, or else of GPUs of its name, in a file that comes with the package.
 
-`python -m triton_lu bench --calibrate` writes the file; a process reads it once, when the first plan asks. It holds for
-every machine, named with its versions, whole numbers by name:
+`python -m triton_lu bench --calibrate` writes the user's file; a process reads it once, when the first plan asks. It
+holds for every machine, named with its versions, whole numbers by name:
 
-    block DTYPE single|batch K      width of the blocks in ATen's sweep for min(m, n) in (K/2, K], K a power of two
-    kernel vjp|jvp|factor DTYPE     largest max(m, n) for which the kernel is faster than ATen
+    block DTYPE single|batch K              width of the blocks in ATen's sweep for min(m, n) in (K/2, K], K a power
+                                            of two
+    kernel factor|vjp|jvp|curvature DTYPE   largest max(m, n) for which the kernel is faster than ATen
+
+The files of the package, calibrations/GPU.json, hold the numbers of a GPU, for every version of PyTorch and Triton.
 """
 
 import json
@@ -15,18 +19,21 @@ import re
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 import triton_lu
 
+KERNELS = ("factor", "vjp", "jvp", "curvature")
 LARGEST = 1 << 15
+SHIPPED = files("triton_lu") / "calibrations"
 
 _log = logging.getLogger(__name__)
 
 _DTYPE = "(float32|float64|complex64|complex128)"
-_NAME = re.compile(rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel (vjp|jvp|factor) {_DTYPE}")
+_NAME = re.compile(rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel ({'|'.join(KERNELS)}) {_DTYPE}")
 
 
 def block(dtype: torch.dtype, batch: int, k: int) -> str:
@@ -46,12 +53,27 @@ def value(device: torch.device, name: str, default: int) -> int:
 
 @cache
 def _values(device: torch.device) -> dict[str, int]:
-    return machines.get(machine(device), {}) if (machines := _read_once()) else {}
+    machines = _read_once()
+    own = machines.get(machine(device)) if machines else None
+    return _shipped(device) if own is None and device.type == "cuda" and torch.cuda.is_available() else own or {}
 
 
 @cache
 def _read_once() -> dict[str, dict[str, int]]:
     return read()
+
+
+def _shipped(device: torch.device) -> dict[str, int]:
+    try:
+        content = (SHIPPED / f"{slug(device_name(device))}.json").read_text()
+    except OSError:
+        return {}
+    return _validated_numbers(json.loads(content))
+
+
+def slug(device: str) -> str:
+    """What files about a device of that name are called."""
+    return re.sub("[^a-z0-9]+", "-", device.lower())
 
 
 def path() -> Path:
@@ -114,15 +136,18 @@ def _validated(content: object) -> dict[str, dict[str, int]]:
             raise ValueError("expected an object with the members triton_lu and machines")
     if written_by != triton_lu.__version__:
         raise ValueError(f"written by triton_lu {written_by}, this is {triton_lu.__version__}")
-    for values in machines.values():
-        if not isinstance(values, dict):
-            raise ValueError(f"expected an object for every machine; got {values!r:.40}")
-        for name, number in values.items():
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"unknown name {name!r:.40}")
-            if type(number) is not int or not 0 <= number <= LARGEST:
-                raise ValueError(f"{name}: expected an integer from 0 to {LARGEST}; got {number!r:.40}")
-    return machines
+    return {name: _validated_numbers(values) for name, values in machines.items()}
+
+
+def _validated_numbers(values: object) -> dict[str, int]:
+    if not isinstance(values, dict):
+        raise ValueError(f"expected an object for every machine; got {values!r:.40}")
+    for name, number in values.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"unknown name {name!r:.40}")
+        if type(number) is not int or not 0 <= number <= LARGEST:
+            raise ValueError(f"{name}: expected an integer from 0 to {LARGEST}; got {number!r:.40}")
+    return values
 
 
 def write(device: torch.device, values: dict[str, int]) -> None:
@@ -130,7 +155,15 @@ def write(device: torch.device, values: dict[str, int]) -> None:
     machines = {**read(), machine(device): values}
     content = {"triton_lu": triton_lu.__version__, "machines": machines}
     _validated(content)
-    file = path()
+    _write(path(), content)
+
+
+def write_shipped(file: Path, values: dict[str, int]) -> None:
+    """A file such as come with the package."""
+    _write(file, _validated_numbers(values))
+
+
+def _write(file: Path, content: object) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -57,21 +57,33 @@ def _sweep(X: torch.Tensor, G: torch.Tensor, LU: torch.Tensor, span: int, block:
 
 
 def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
-    """The largest size for which a kernel is faster than ATen, for batches that fill the device."""
-    for name, dtype in product(("vjp", "jvp", "factor"), DTYPES):
-        largest = 0
-        for n in (4, 8, 16, *SIZES):
-            if plan.kernel(name, n, n, dtype) is None:
-                break
-            problem = Problem("backward", Size(max(1, BATCH // n**2), n, n), dtype)
-            A, G = problem.matrices().to(device), problem.gaussian(1).to(device)
-            LU, pivots, _ = torch.linalg.lu_factor_ex(A)
-            arguments = (A,) if name == "factor" else (LU, pivots, G)
-            clocks = {}
-            for choice in ("triton", "aten"):
-                call = backend(choice)(partial(getattr(ops, name), *arguments))
-                clocks[choice] = clockmaker(call)
-            timings = interleaved(clocks, limit_seconds=seconds)
-            if timings["aten"].ratio(timings["triton"]) >= 1:
-                largest = n
-        yield calibration.kernel(name, dtype), largest
+    """The crossover of every kernel."""
+    for name, dtype in product(calibration.KERNELS, DTYPES):
+        yield calibration.kernel(name, dtype), crossover(name, dtype, device, clockmaker, seconds)
+
+
+def crossover(name: str, dtype: torch.dtype, device: torch.device, clockmaker: Clockmaker, seconds: float) -> int:
+    """The largest size for which a kernel is faster than ATen, for batches that fill the device.
+
+    Without a limit if that is the largest one that is measured: beyond, plans are the defaults.
+    """
+    largest = n = 0
+    for problem in problems(name, dtype, device.type):
+        n = problem.size.n
+        A, G = problem.matrices(), problem.gaussian(1)
+        LU, pivots, _ = torch.linalg.lu_factor_ex(A)
+        arguments = (A,) if name == "factor" else (LU, pivots, G)
+        clocks = {}
+        for choice in ("triton", "aten"):
+            call = backend(choice)(partial(getattr(ops, name), *arguments))
+            clocks[choice] = clockmaker(call)
+        timings = interleaved(clocks, limit_seconds=seconds)
+        if timings["aten"].ratio(timings["triton"]) >= 1:
+            largest = n
+    return calibration.LARGEST if 0 < n == largest else largest
+
+
+def problems(name: str, dtype: torch.dtype, device: str) -> list[Problem]:
+    """On which a kernel is compared with ATen."""
+    sizes = [n for n in (4, 8, 16, *SIZES) if plan.kernel(name, n, n, dtype) is not None]
+    return [Problem("backward", Size(max(1, BATCH // n**2), n, n), dtype, device) for n in sizes]

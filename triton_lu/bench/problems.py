@@ -9,7 +9,15 @@ from torch import Tensor
 
 from triton_lu.cli import dtype_name
 
-FACTORIZATIONS = {"forward": 1, "backward": 2, "jvp": 3, "double backward": 6, "logdet": 3, "solve": 3}
+FACTORIZATIONS = {
+    "forward": 1,
+    "backward": 2,
+    "forward+backward": 3,
+    "jvp": 3,
+    "double backward": 6,
+    "logdet": 3,
+    "solve": 3,
+}
 """The problems, and their operations in multiples of the 2/3 n³ of a factorization.
 
 A factorization is 1, and the maps vjp and jvp are 2 each. `jvp` holds the factorization, because PyTorch computes both
@@ -17,7 +25,15 @@ at once; `double backward` is counted as three maps; `logdet` (log |det A|) and 
 are factorization and backward. What is of lower order is left out.
 """
 
-MATRICES = {"forward": 2, "backward": 3, "jvp": 4, "double backward": 5, "logdet": 2, "solve": 2}
+MATRICES = {
+    "forward": 2,
+    "backward": 3,
+    "forward+backward": 4,
+    "jvp": 4,
+    "double backward": 5,
+    "logdet": 2,
+    "solve": 2,
+}
 """The fewest matrices that must be read or written: the arguments and the results, without pivots and vectors."""
 
 
@@ -42,9 +58,12 @@ def size(text: str) -> Size:
 
 @dataclass(frozen=True)
 class Problem:
+    """`device` is where the numbers are drawn, others on each: a CPU takes seconds for those of a large matrix."""
+
     name: str
     size: Size
     dtype: torch.dtype
+    device: str = "cpu"
 
     def __str__(self) -> str:
         return f"{self.name} {self.size} {dtype_name(self.dtype)}"
@@ -75,9 +94,10 @@ class Problem:
         return FACTORIZATIONS[self.name] * factorization * (4 if self.dtype.is_complex else 1)
 
     def gaussian(self, seed: int, *shape: int) -> Tensor:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         double = self.in_double_precision.dtype  # the same numbers, rounded, for every precision
-        return torch.randn(shape or self.shape, dtype=double, generator=generator).to(self.dtype)
+        drawn = torch.randn(shape or self.shape, dtype=double, generator=generator, device=self.device)
+        return drawn.to(self.dtype)
 
     def matrices(self) -> Tensor:
         """Gaussian matrices plus a multiple of a permutation: every library chooses the same pivots in them."""

@@ -49,7 +49,7 @@ def _with_torch(
 
         return tangent
     A.requires_grad_()
-    if problem.name in ("logdet", "solve"):
+    if problem.name in ("forward+backward", "logdet", "solve"):
         return lambda: grad(value(A, b), A, G)
     LU = value(A, b)
     if problem.name == "backward":

@@ -1,8 +1,8 @@
 """Measures providers side by side: what they compute is checked first, then they are timed in turn.
 
 Times are medians and percentiles of rounds in which every provider has its turn: on a CPU by the wall clock, over as
-many calls as fit in 5 ms; on a GPU between events, with an L2 cache flushed before each call, or in a CUDA graph. The
-memory is the most that is held at once beside the arguments, in multiples of the problem's matrices.
+many calls as fit in 5 ms; on a GPU between events, with an L2 cache flushed before each call, or each replay of a CUDA
+graph. The memory is the most that is held at once beside the arguments, in multiples of the problem's matrices.
 """
 
 import csv
@@ -28,6 +28,8 @@ from triton_lu.cli.matrixfile import InputError
 
 Row = dict[str, Any]
 
+EVENTS, GRAPHS = "events, L2 flushed", "CUDA graph, L2 flushed"
+
 COLUMNS = (
     *("problem", "batch", "m", "n", "dtype", "provider", "status", "error", "timer", "rounds", "ms", "ms_20", "ms_80"),
     *("speedup", "memory", "gb_per_s", "tflop_per_s", "of_copy", "of_matmul", "copy_gb_per_s", "matmul_tflop_per_s"),
@@ -48,6 +50,8 @@ def run(args: Namespace) -> int:
     if args.graph and device.type == "cpu":
         raise InputError("--graph times CUDA graphs: it needs --device cuda")
     clockmaker: Clockmaker = partial(event_clock, graph=args.graph) if device.type == "cuda" else wall_clock
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # on which a graph can be captured
     facts = machine.facts(device)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     if args.calibrate:
@@ -59,7 +63,7 @@ def run(args: Namespace) -> int:
     problems = grid(args.problems, args.sizes, [getattr(torch, name) for name in args.dtypes], full=args.full)
     if not problems:
         raise InputError("no problem has these names and sizes: logdet and solve are of square matrices")
-    facts["timer"] = "wall clock" if device.type == "cpu" else "CUDA graph" if args.graph else "events, L2 flushed"
+    facts["timer"] = "wall clock" if device.type == "cpu" else GRAPHS if args.graph else EVENTS
     try:
         return _write(
             args.output, facts, _measure_all(problems, args.providers, device, clockmaker, args.seconds, console)

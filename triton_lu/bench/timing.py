@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from math import inf
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 Clock = Callable[[], float]
 """Calls a function, which is warm, some times; returns the seconds per call."""
 Clockmaker = Callable[[Callable[[], object]], Clock]
+
+CACHE_BYTES = 2**28  # more than any L2 cache
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,35 @@ def wall_clock(function: Callable[[], object], round_seconds: float = 0.005) -> 
     return lambda: timer.timeit(calls) / calls
 
 
-def event_clock(function: Callable[[], object], *, graph: bool = False) -> Clock:
-    """Times the work on a GPU between events: each call with an L2 cache flushed, or calls replayed by a CUDA graph.
+def event_clock(function: Callable[[], object], *, graph: bool = False, round_seconds: float = 0.01) -> Clock:
+    """Times the work on a GPU, each call between events and with an L2 cache flushed before: the median of a round.
 
-    A graph has no cost of launches, and finds in the cache what the call before left there.
+    With `graph`, calls are replays of a CUDA graph, which leave out what launches take the host. It is captured on the
+    current stream. That must not be the default stream, and it must be the one that `function` was prepared on, because
+    autograd runs a backward where it ran the forward.
     """
-    from triton.testing import do_bench, do_bench_cudagraph
+    function()  # warm up
+    if graph:
+        torch.cuda.synchronize()
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured, stream=torch.cuda.current_stream()):
+            function()
+        function = captured.replay
+    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device="cuda")
 
-    def clock() -> float:
-        if graph:
-            return do_bench_cudagraph(function, rep=5, return_mode="median") / 1e3
-        return do_bench(function, warmup=2, rep=10, return_mode="median") / 1e3
+    def clock(calls: int) -> float:
+        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
+        for start, end in pairs:
+            cache.zero_()
+            start.record()
+            function()
+            end.record()
+        torch.cuda.synchronize()
+        return median(start.elapsed_time(end) for start, end in pairs) / 1e3
 
-    clock()
-    return clock
+    clock(1)
+    flush_seconds = 1e-4
+    return partial(clock, max(1, int(round_seconds / (flush_seconds + clock(1)))))
 
 
 def settled(clock: Clock, function: Callable[[], object]) -> Clock:
