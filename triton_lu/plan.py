@@ -175,6 +175,29 @@ class Warp:
 
 
 @dataclass(frozen=True)
+class TwoByTwo:
+    """A kernel of the regime of two by two blocks: one matrix per program.
+
+    In float32, with 168 registers per thread instead of 255, twelve programs of one warp fit on a multiprocessor
+    instead of eight; at most 18 registers are spilled.
+    """
+
+    registers: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The kernel that finds the order of rows, so many per program."""
+
+    rows: int
+    num_warps: int
+
+
+ORDER = Order(rows=32, num_warps=1)
+
+
+@dataclass(frozen=True)
 class Factor:
     """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
 
@@ -222,6 +245,7 @@ class Sweep:
     block: width of the diagonal blocks and of the tiles.
     terms: sums load their factors so many terms at a time.
     pieces: of how many sums the sum for a tile consists.
+    rows: of how many each program that prepares the sweep finds the place under P.
     split: whether these have programs of their own; the bits are the same, and the workspace has a block for each.
 
     Estimates for 64 matrices of 256×256 on an H100, registers per thread and most bytes of stack (sm_90); the sum of
@@ -258,6 +282,7 @@ class Sweep:
     terms: int
     num_warps: int
     pieces: int = 4
+    rows: int = 32
     split: bool = False
 
 
@@ -278,7 +303,7 @@ _SWEEP = {
 }
 
 
-Kernel = Factor | Warp | Tile | Sweep | Curvature
+Kernel = Factor | Warp | TwoByTwo | Tile | Sweep | Curvature
 
 
 def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
@@ -318,7 +343,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
             return Tile(block=16, rows=16, registers=255, num_warps=2 if dtype == torch.complex128 else 1)
         return Tile(block=16, rows=32 if dtype == torch.float32 else 16, registers=168, num_warps=1)
     if largest > 16:
-        return Warp(matrices=1, num_warps=1)
+        return TwoByTwo(registers=168 if dtype == torch.float32 else 255, num_warps=1)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
