@@ -29,12 +29,13 @@ from . import field, launch, layout, permutation, substitution
 
 @triton.jit
 def _vjp(out, LU, pivots, G, N: tl.constexpr):
-    # Products and solves are with L^H and U^H: of the conjugated B, with L^T and U^T.
-    factors = layout.unstack(field.conjugate(layout.load_tile(LU, N, N, 1.0)))
-    cols = layout.unstack(layout.load_tile(G, N, N))
+    B = layout.load_tile(LU, N, N, 1.0)
+    G = layout.load_tile(G, N, N)
     destination = permutation.destinations(pivots, N)
 
-    # tril(L^H G, -1) + triu(G U^H)
+    # tril(L^H G, -1) + triu(G U^H). Products and solves are with L^T and U^T, of the conjugated B.
+    factors = layout.unstack(field.conjugate(B))
+    cols = layout.unstack(G)
     cols = substitution.merge_columns(cols, substitution.product(factors, cols, UPPER=True, TRANSPOSED=False))
     rows = layout.turn(cols)
     rows = substitution.merge_rows(substitution.product(factors, rows, UPPER=False, TRANSPOSED=True), rows)
@@ -51,12 +52,13 @@ def _vjp(out, LU, pivots, G, N: tl.constexpr):
 @triton.jit
 def _jvp(out, LU, pivots, E, N: tl.constexpr):
     source = permutation.destinations(pivots, N)
-    cols = layout.unstack(layout.load_tile(E, N, N, source=source))  # P^T E
-    factors = layout.unstack(layout.load_tile(LU, N, N, 1.0))
+    dA = layout.load_tile(E, N, N, source=source)  # P^T E
+    B = layout.load_tile(LU, N, N, 1.0)
 
-    # M = L^-1 (P^T E) U^-1; `negated` for the same reason as in `_vjp`
+    # M = L^-1 dA U^-1; `negated` for the same reason as in `_vjp`
+    factors = layout.unstack(B)
     negated = substitution.negate(factors)
-    cols = substitution.solve(negated, cols, UPPER=True, TRANSPOSED=True)
+    cols = substitution.solve(negated, layout.unstack(dA), UPPER=True, TRANSPOSED=True)
     rows = substitution.solve(negated, layout.turn(cols), UPPER=False, TRANSPOSED=False)
 
     # L tril(M, -1) + triu(M) U
@@ -73,10 +75,12 @@ def _jvp(out, LU, pivots, E, N: tl.constexpr):
 @triton.jit
 def _curvature(out, D, pivots, Y, N: tl.constexpr):
     source = permutation.destinations(pivots, N)
-    cols = layout.unstack(layout.load_tile(Y, N, N, source=source))  # X = P^T Y
-    factors = layout.unstack(field.conjugate(layout.load_tile(D, N, N)))
+    X = layout.load_tile(Y, N, N, source=source)  # P^T Y
+    D = layout.load_tile(D, N, N)
 
     # -tril(X dU^H, -1) - triu(dL^H X)
+    factors = layout.unstack(field.conjugate(D))
+    cols = layout.unstack(X)
     rows = substitution.product(factors, layout.turn(cols), UPPER=False, TRANSPOSED=True, UNIT=False)
     cols = substitution.product(factors, cols, UPPER=True, TRANSPOSED=False)
     K = field.negate(layout.stack(substitution.merge_columns(cols, layout.turn(rows))))
