@@ -42,7 +42,8 @@ def test_kernels_serve_their_sizes(name, dtype):
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                regime = plan.Warp if max(m, n) <= 32 else plan.Tile if max(m, n) <= 128 else plan.Sweep
+                limits = {16: plan.Warp, 32: plan.TwoByTwo, 128: plan.Tile, plan.LIBRARY: plan.Sweep}
+                regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
                 if name == "curvature" and max(m, n) > 16:
                     regime = plan.Curvature
                 regime = plan.Factor if name == "factor" else regime

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import permutation as permutation_kernel
-from triton_lu_kernels import sweep, tile, warp
+from triton_lu_kernels import sweep, tile, two_by_two, warp
 
 from triton_lu import plan
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
@@ -44,19 +44,24 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     """pivots -> the order of the rows."""
     order = pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
     with _launching(pivots):
-        permutation_kernel.order(order, pivots)
+        permutation_kernel.order(order, pivots, **vars(plan.ORDER))
     return order
+
+
+_REGIMES = {plan.Warp: warp, plan.TwoByTwo: two_by_two, plan.Tile: tile}
 
 
 def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
-    regime = {plan.Warp: warp, plan.Tile: tile, plan.Sweep: sweep, plan.Curvature: curvature_kernel}[type(chosen)]
-    rows = permutation(pivots, X.shape[-2]) if isinstance(chosen, plan.Curvature) else pivots
-    arguments = (out, _within_32_bits(LU), rows, _within_32_bits(X))
-    if isinstance(chosen, plan.Sweep):
-        arguments += sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
+    LU, X = _within_32_bits(LU), _within_32_bits(X)
     with _launching(X):
-        getattr(regime, name)(*arguments, **vars(chosen))
+        if isinstance(chosen, plan.Curvature):
+            curvature_kernel.curvature(out, LU, permutation(pivots, X.shape[-2]), X, **vars(chosen))
+        elif isinstance(chosen, plan.Sweep):
+            workspace = sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
+            sweep.evaluate(name, out, LU, pivots, X, *workspace, **vars(chosen))
+        else:
+            _REGIMES[type(chosen)].evaluate(name, out, LU, pivots, X, **vars(chosen))
     return out
 
 

@@ -1,7 +1,9 @@
-"""Blocks of 16 x 16: the pieces of matrices that are too large for one row per lane, and what is done with one.
+"""Blocks: the pieces of matrices that are too large for one row per lane, and what is done with one.
 
-A block is a field element of tensors [16, 16]. Products are dots; a solve is a product with an inverse, and `inverses`
-finds those of both triangles of two blocks at once. Block by block and by substitution that costs no accuracy.
+A block is a field element of tensors [rows, cols], powers of two from 16 on. Products are dots, and solves are products
+with inverses of 16 x 16, which are found by substitution: one row per lane. Block by block that costs no accuracy.
+
+The square block B on the diagonal holds L strictly below its own diagonal, U on and above it.
 """
 
 import triton
@@ -21,38 +23,27 @@ def load(
     DIAGONAL: tl.constexpr = 0.0,
     source=None,
 ):
-    """The block at (row, col) of x = (pointer, strides, shape, batch, COMPONENTS, BY_COLUMN, RAGGED), or of its
-    transpose; see `layout.load_tile`. Row i of the matrix is its row source[i] if `source` [1, rows] is given."""
-    ptr, strides, shape, batch = x[:4]
-    COMPONENTS: tl.constexpr = x[4]
-    BY_COLUMN: tl.constexpr = x[5]
-    RAGGED: tl.constexpr = x[6]
+    """The block at (row, col) of x, a `layout.Matrix`, or of its transpose, completed as by `layout.load_tile`. Row i
+    of the matrix is its row source[i] if `source` [1, rows] is given."""
     if TRANSPOSED:
         return layout.transpose(load(x, col, row, COLS, ROWS, False, DIAGONAL, source))
     else:
-        mask = batch[0] >= 0
-        tile = layout.load_tile(
-            ptr, strides, shape, batch, mask, ROWS, COLS, COMPONENTS, BY_COLUMN, RAGGED, DIAGONAL, row, col, source
-        )
-        return layout.reshape(tile, (ROWS, COLS))
+        return layout.reshape(layout.load_tile(x, ROWS, COLS, DIAGONAL, row, col, source), (ROWS, COLS))
 
 
 @triton.jit
 def store(x, block, row, col, TRANSPOSED: tl.constexpr = False, destination=None):
     """`load` the other way, row i of the matrix to its row destination[i]."""
-    ptr, strides, shape, batch = x[:4]
-    BY_COLUMN: tl.constexpr = x[5]
-    RAGGED: tl.constexpr = x[6]
     if TRANSPOSED:
         store(x, layout.transpose(block), col, row, False, destination)
     else:
         tile = layout.reshape(block, (1, block[0].shape[0], block[0].shape[1]))
-        layout.store_tile(ptr, strides, shape, batch, batch[0] >= 0, destination, tile, BY_COLUMN, RAGGED, row, col)
+        layout.store_tile(x, tile, row, col, destination)
 
 
 @triton.jit
 def inverses(first, second):
-    """L^-1 of two blocks, then U^-1 of both: substitution on the identity, one row of one block per lane."""
+    """L^-1 of two blocks of 16 x 16, then U^-1 of both: substitution on the identity, one row of one block per lane."""
     negated = substitution.negate(layout.unstack(layout.pair(first, second)))
     identity = substitution.identity_like(negated)
     lower = layout.stack(substitution.solve(negated, identity, UPPER=False, TRANSPOSED=True))
@@ -62,7 +53,7 @@ def inverses(first, second):
 
 @triton.jit
 def inverse(B):
-    """L^-1 and U^-1 of one block B: as `inverses`, of the two upper triangles L^T and U."""
+    """L^-1 and U^-1 of one block B of 16 x 16: as `inverses`, of the two upper triangles L^T and U."""
     pair = layout.pair(layout.transpose(unit_lower(B)), upper(B))
     negated = substitution.negate(layout.unstack(pair))
     identity = substitution.identity_like(negated)
@@ -106,9 +97,9 @@ def adjoint(block):
 
 
 @triton.jit
-def phi(B, W):
-    """tril(L^H W, -1) + triu(W U^H) of one block."""
-    return merge(field.dot(adjoint(unit_lower(B)), W), field.dot(W, adjoint(upper(B))))
+def phi(B, G):
+    """tril(L^H G, -1) + triu(G U^H) of one block."""
+    return merge(field.dot(adjoint(unit_lower(B)), G), field.dot(G, adjoint(upper(B))))
 
 
 @triton.jit
@@ -118,9 +109,9 @@ def recompose(B, M):
 
 
 @triton.jit
-def vjp(B, L_inverse, U_inverse, W):
-    """L^-H (tril(L^H W, -1) + triu(W U^H)) U^-H of one block."""
-    return field.dot(field.dot(adjoint(L_inverse), phi(B, W)), adjoint(U_inverse))
+def vjp(B, L_inverse, U_inverse, G):
+    """L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H of one block."""
+    return field.dot(field.dot(adjoint(L_inverse), phi(B, G)), adjoint(U_inverse))
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""The product of second derivatives, of matrices above 16x16: with dL = tril(D, -1), dU = triu(D) and X = P^T Y,
+"""The product of second derivatives, of matrices above 16 x 16: with dL = tril(D, -1), dU = triu(D) and X = P^T Y,
 
     out = -tril(X dU^H, -1) - triu(dL^H X)
 
@@ -19,13 +19,13 @@ from . import blocks, field, launch, layout, permutation
 @triton.jit
 def _sum(D, Y, order, i, j, BLOCK: tl.constexpr, TERMS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """The block (i, j) of X dU^H, or, if TRANSPOSED, of X^T conj(dL)."""
-    total = field.zeros((BLOCK, BLOCK), Y[0].dtype.element_ty, Y[4])
+    total = field.zeros((BLOCK, BLOCK), Y.pointer.dtype.element_ty, Y.COMPONENTS)
     row = j + tl.arange(0, BLOCK)[:, None]
     if TRANSPOSED:
-        end = Y[2][0]
+        end = Y.shape[0]
         row += 1  # dL is strictly lower
     else:
-        end = Y[2][1]
+        end = Y.shape[1]
         source = permutation.places(order, i, BLOCK).to(tl.int32)
     for c in tl.range(j, end, TERMS, disable_licm=True):
         if TRANSPOSED:
@@ -50,36 +50,26 @@ def _store_block(out, D, Y, order, i, j, BLOCK: tl.constexpr, TERMS: tl.constexp
 
 
 @triton.jit
-def curvature_products_kernel(
-    out_ptr,
-    D_ptr,
-    order_ptr,
-    Y_ptr,
-    out_strides,
-    D_strides,
-    order_strides,
-    Y_strides,
+def curvature_kernel(
+    out,
+    D,
+    order,
+    Y,
     shape,
     BLOCK: tl.constexpr,
     TERMS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
     blocks_right = tl.cdiv(shape[1], BLOCK)
     programs = tl.cdiv(shape[0], BLOCK) * blocks_right
-    batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
-    i = tl.program_id(0) % programs // blocks_right * BLOCK
-    j = tl.program_id(0) % blocks_right * BLOCK
+    batch, exists = layout.batch_of_one(tl.program_id(0) // programs, shape)
     _store_block(
-        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
-        (D_ptr, D_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
-        (Y_ptr, Y_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, RAGGED),
-        (order_ptr, order_strides, shape, batch),
-        i,
-        j,
+        layout.Matrix(*out, shape, batch, exists, RAGGED),
+        layout.Matrix(*D, shape, batch, exists, RAGGED),
+        layout.Matrix(*Y, shape, batch, exists, RAGGED),
+        layout.Matrix(*order, shape, batch, exists, RAGGED),
+        tl.program_id(0) % programs // blocks_right * BLOCK,
+        tl.program_id(0) % blocks_right * BLOCK,
         BLOCK,
         TERMS,
     )
@@ -95,7 +85,7 @@ def curvature(out, D, order, Y, *, block, terms, num_warps):
     if out.numel() == 0:
         return
     m, n = out.shape[-2:]
-    args, constants = launch.arguments(out, D, order, Y, block)
-    constants |= {"BLOCK": block, "TERMS": terms, "RAGGED": m % block != 0 or n % block != 0}
+    args = launch.arguments(out.shape, out, D, order, Y)
+    constants = {"BLOCK": block, "TERMS": terms, "RAGGED": m % block != 0 or n % block != 0}
     programs = out.shape[:-2].numel() * launch.ceil_div(m, block) * launch.ceil_div(n, block)
-    launch.run(curvature_products_kernel, programs, args, constants, num_warps=num_warps, num_stages=1)
+    launch.run(curvature_kernel, programs, args, constants, num_warps=num_warps, num_stages=1)

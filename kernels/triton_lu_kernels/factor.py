@@ -20,7 +20,8 @@ A NaN counts as the largest modulus. Nothing passes from one matrix to another, 
 batch. A is read once, LU, pivots and infos are written once; nothing else is touched.
 """
 
-import torch
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -81,21 +82,20 @@ def eliminate(columns, column, pivot_row, below, step, FIRST: tl.constexpr, PANE
     return result, pivot
 
 
+class State(NamedTuple):
+    """What a step finds, and leaves, of matrices in registers."""
+
+    columns: Any
+    position: Any  # [matrices, rows], where the exchanges have put a row
+    order: Any  # the row at a position, for those of steps that are done
+    exchanged: Any  # with which position a step has exchanged its own
+    first_zero: Any  # the first step whose pivot was zero
+
+
 @triton.jit
-def advance(
-    columns,
-    position,
-    order,
-    pivots,
-    first_zero,
-    shape,
-    step,
-    FIRST: tl.constexpr,
-    PANEL: tl.constexpr,
-    RAGGED: tl.constexpr,
-    PIVOT: tl.constexpr,
-):
+def advance(state, A, step, FIRST: tl.constexpr, PANEL: tl.constexpr, PIVOT: tl.constexpr):
     """One step, in the panel from FIRST on: exchanges rows and eliminates."""
+    columns, position, order, exchanged, first_zero = state
     N: tl.constexpr = position.shape[1]
     row = tl.broadcast_to(tl.arange(0, N)[None, :], position.shape)
     # Fastest to compile is one index for each row. With more rows than lanes, though, each would be another shuffle.
@@ -104,75 +104,72 @@ def advance(
     pivot_row = tl.full(SHAPE, 0, tl.int32) + step
     if PIVOT:
         modulus = field.modulus(column)
-        if RAGGED:
+        if A.RAGGED:
             # Zero entries never win against those of the matrix, which come first. NaN may get into the padding.
-            modulus = tl.where((row < shape[0]) & (step < shape[1]), modulus, 0.0)
+            modulus = tl.where((row < A.shape[0]) & (step < A.shape[1]), modulus, 0.0)
         pivot_position, pivot_row = find_pivot(modulus, position, row, step, SHAPE)
-        pivots = tl.where(row == step, pivot_position, pivots)
+        exchanged = tl.where(row == step, pivot_position, exchanged)
         order = tl.where(row == step, pivot_row, order)
         displaced = tl.where(position == step, pivot_position, position)
         position = tl.where(row == pivot_row, step, displaced)
     columns, pivot = eliminate(columns, column, pivot_row, position > step, step, FIRST, PANEL)
     first_zero = tl.where(field.is_zero(pivot), tl.minimum(first_zero, step), first_zero)
-    return columns, position, order, pivots, first_zero
+    return State(columns, position, order, exchanged, first_zero)
+
+
+@triton.jit
+def _factor(LU, pivots, infos, A, N: tl.constexpr, PANEL: tl.constexpr, PIVOT: tl.constexpr):
+    columns = layout.unstack(layout.load_tile(A, N, N))
+    row = tl.broadcast_to(tl.arange(0, N)[None, :], (A.exists.shape[0], N))
+    state = State(columns, row, row, row, tl.full(row.shape, N, tl.int32))
+    for FIRST in tl.static_range(0, N, PANEL):
+        if PANEL == 1:
+            state = advance(state, A, FIRST, FIRST, PANEL, PIVOT)
+        else:
+            # In each step a row finds its place, also after the last column.
+            for step in range(FIRST, tl.minimum(FIRST + PANEL, A.shape[0])):
+                state = advance(state, A, step, FIRST, PANEL, PIVOT)
+
+    columns = state.columns
+    if PIVOT:
+        ordered = ()
+        for j in tl.static_range(N):
+            ordered += (field.gather(columns[j], state.order),)
+        columns = ordered
+    layout.store_tile(LU, layout.stack(columns))
+
+    steps = tl.minimum(A.shape[0], A.shape[1])
+    pivots_offsets = layout.batch_offset(pivots) + row.to(tl.int64) * pivots.strides[1]
+    tl.store(pivots.pointer + pivots_offsets, state.exchanged + 1, A.exists[:, None] & (row < steps))
+    first_zero = tl.where(state.first_zero < steps, state.first_zero + 1, 0)
+    infos_offsets = layout.batch_offset(infos) + row * 0
+    tl.store(infos.pointer + infos_offsets, first_zero, A.exists[:, None] & (row == 0))
 
 
 @triton.jit
 def factor_kernel(
-    LU_ptr,
-    pivots_ptr,
-    infos_ptr,
-    A_ptr,
-    LU_strides,
-    pivots_strides,
-    infos_strides,
-    A_strides,
+    LU,
+    pivots,
+    infos,
+    A,
     shape,
     batch_size,
     N: tl.constexpr,
     MATRICES: tl.constexpr,
     PANEL: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    A_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
-    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
-    A = layout.load_tile(A_ptr, A_strides, shape, batch, batch_mask, N, N, COMPONENTS, A_BY_COLUMN, RAGGED, 0.0)
-    columns = layout.unstack(A)
-
-    row = tl.broadcast_to(tl.arange(0, N)[None, :], (MATRICES, N))
-    position = row
-    order = row
-    pivots = row
-    first_zero = tl.full((MATRICES, N), N, tl.int32)
-    for FIRST in tl.static_range(0, N, PANEL):
-        if PANEL == 1:
-            columns, position, order, pivots, first_zero = advance(
-                columns, position, order, pivots, first_zero, shape, FIRST, FIRST, PANEL, RAGGED, PIVOT
-            )
-        else:
-            # In each step a row finds its place, also after the last column.
-            end = tl.minimum(FIRST + PANEL, shape[0])
-            for step in range(FIRST, end):
-                columns, position, order, pivots, first_zero = advance(
-                    columns, position, order, pivots, first_zero, shape, step, FIRST, PANEL, RAGGED, PIVOT
-                )
-
-    if PIVOT:
-        ordered = ()
-        for j in tl.static_range(N):
-            ordered += (field.gather(columns[j], order),)
-        columns = ordered
-    layout.store_tile(LU_ptr, LU_strides, shape, batch, batch_mask, None, layout.stack(columns), LU_BY_COLUMN, RAGGED)
-
-    steps = tl.minimum(shape[0], shape[1])
-    pivots_offsets = layout.batch_offset(pivots_strides[0], batch) + row.to(tl.int64) * pivots_strides[1]
-    tl.store(pivots_ptr + pivots_offsets, pivots + 1, batch_mask[:, None] & (row < steps))
-    infos = tl.where(first_zero < steps, first_zero + 1, 0)
-    infos_offsets = layout.batch_offset(infos_strides[0], batch) + row * 0
-    tl.store(infos_ptr + infos_offsets, infos, batch_mask[:, None] & (row == 0))
+    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    _factor(
+        layout.Matrix(*LU, shape, batch, exists, RAGGED),
+        layout.Matrix(*pivots, shape, batch, exists, RAGGED),
+        layout.Matrix(*infos, shape, batch, exists, RAGGED),
+        layout.Matrix(*A, shape, batch, exists, RAGGED),
+        N,
+        PANEL,
+        PIVOT,
+    )
 
 
 def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
@@ -181,24 +178,13 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
     `A` and `LU` are [*batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 64; `pivots`
     is [*batch, min(m, n)] int32, `infos` [*batch] int32. Any strides, an expanded A too; the results overlap nothing.
     `matrices`, a power of two, is the number of them that each program of `num_warps` warps takes; `panel` divides
-    the least power of two that holds m and n. Nothing is validated here, and nothing launched for an empty batch.
+    the least power of two that holds m and n. Nothing is validated, and nothing launched for an empty batch.
     """
     if LU.numel() == 0:
         infos.zero_()
         return
     batch_size, (m, n) = A.shape[:-2].numel(), A.shape[-2:]
     N = launch.power_of_two(max(m, n))
-    LU_reals, A_reals = (torch.view_as_real(x) if x.is_complex() else x for x in (LU, A))
-    sizes, strides = launch.batch_dims(A.shape[:-2], LU, pivots, infos, A)
-    args = (LU_reals, pivots, infos, A_reals, *strides, (m, n, *sizes), batch_size)
-    constants = {
-        "N": N,
-        "MATRICES": matrices,
-        "PANEL": panel,
-        "COMPONENTS": 2 if A.is_complex() else 1,
-        "LU_BY_COLUMN": launch.by_column(LU),
-        "A_BY_COLUMN": launch.by_column(A),
-        "RAGGED": (m, n) != (N, N),
-        "PIVOT": pivot,
-    }
+    args = (*launch.arguments(A.shape, LU, pivots, infos, A), batch_size)
+    constants = {"N": N, "MATRICES": matrices, "PANEL": panel, "RAGGED": (m, n) != (N, N), "PIVOT": pivot}
     launch.run(factor_kernel, launch.ceil_div(batch_size, matrices), args, constants, num_warps=num_warps)

@@ -1,29 +1,44 @@
 """What the launchers have in common."""
 
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import torch
 from triton import knobs
 from triton.compiler import CompiledKernel
+from triton.language import constexpr
 from triton.runtime import driver
 
 
-def arguments(out, LU, pivots, x, N, *others):
-    """The pointers, strides and shape that every kernel of a map takes first, and its constants for a map of x, which
-    is the gradient G or the change E, completed to N x N. Pointer and strides of each of the `others` follow."""
-    m, n = out.shape[-2:]
-    tensors = (out, LU, pivots, x, *others)
-    sizes, strides = batch_dims(out.shape[:-2], *tensors)
-    reals = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
-    constants = {
-        "COMPONENTS": 2 if out.is_complex() else 1,
-        "OUT_BY_COLUMN": by_column(out),
-        "LU_BY_COLUMN": by_column(LU),
-        "IN_BY_COLUMN": by_column(x),
-        "RAGGED": (m, n) != (N, N),
-    }
-    arguments_of_others = sum(zip(reals[4:], strides[4:], strict=True), ())
-    return (*reals[:4], *strides[:4], (m, n, *sizes), *arguments_of_others), constants
+class Strided(NamedTuple):
+    """A tensor as kernels take it: the first fields of a `layout.Matrix`, of matrices or of vectors."""
+
+    reals: torch.Tensor
+    strides: tuple
+    COMPONENTS: constexpr
+    BY_COLUMN: constexpr
+
+
+# Made once: a constexpr takes a microsecond.
+_LAYOUTS = {
+    (components, by_column): (constexpr(components), constexpr(by_column))
+    for components in (1, 2)
+    for by_column in (False, True)
+}
+
+
+def arguments(shape, *tensors):
+    """What kernels take first, for matrices of that shape: each of the tensors, [*batch, ...], as a `Strided`, and then
+    m, n and the sizes of `batch_dims`."""
+    *batch, m, n = shape
+    sizes, strides = batch_dims(batch, *tensors)
+    return (*map(_strided, tensors, strides), (m, n, *sizes))
+
+
+def _strided(x, strides):
+    components = 2 if x.is_complex() else 1
+    by_column = len(strides) > 2 and strides[1] < strides[2]  # the entries of a column lie closer together
+    return Strided(torch.view_as_real(x) if x.is_complex() else x, strides, *_LAYOUTS[components, by_column])
 
 
 def batch_dims(batch, *tensors):
@@ -45,11 +60,6 @@ def batch_dims(batch, *tensors):
     return sizes[:-1], [(steps, *x.stride()[ndim:]) for steps, x in zip(strides, tensors, strict=True)]
 
 
-def by_column(x):
-    """Whether the entries of a column lie closer together than those of a row."""
-    return x.stride(-2) < x.stride(-1)
-
-
 def run(kernel, programs, args, constants, **options) -> None:
     """Launches `kernel[(programs,)](*args, **constants, **options)` as `launcher` does."""
     launcher(kernel, constants, options)(programs, *args)
@@ -57,8 +67,8 @@ def run(kernel, programs, args, constants, **options) -> None:
 
 def launcher(kernel, constants, options) -> Callable[..., None]:
     """Launches a kernel as `kernel[(programs,)](*args, **constants, **options)`, for args that all compile to the same,
-    on the device and stream of the first launch. `args` are tensors, numbers and tuples of numbers, `constants` the
-    last parameters of the kernel.
+    on the device and stream of the first launch. `args` are `Strided` tensors, of which the first parameter is one,
+    numbers and tuples of numbers, `constants` the last parameters of the kernel.
 
     Triton looks a compiled kernel up by its specialization of every argument, which takes 20 µs and more, on some hosts
     more than the kernel. Here it does so only for arguments unlike all earlier ones in more than their place in memory.
@@ -96,8 +106,13 @@ def _key(kernel, args, constants, options) -> Hashable:
     """Whatever the compiled kernel depends on, and more: the values of numbers."""
     return (
         kernel,
-        args[0].device,
-        *((x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else x for x in args),
+        args[0].reals.device,
+        *(
+            (x.reals.dtype, x.reals.data_ptr() % 16, x.strides, x.COMPONENTS.value, x.BY_COLUMN.value)
+            if isinstance(x, Strided)
+            else x
+            for x in args
+        ),
         *constants.items(),
         *options.items(),
     )
@@ -106,7 +121,7 @@ def _key(kernel, args, constants, options) -> Hashable:
 def _starter(compiled, kernel, args, constants) -> Callable[..., None]:
     """Starts the compiled kernel for such args, on the current stream.
 
-    Of the 5 µs of a launch half would go to what hooks of launches are told: it is found out only if there are hooks.
+    Without hooks of launches nothing is prepared for them: that would double the time of a launch.
     """
     in_order = [constants[name] for name in kernel.arg_names[len(args) :]]
     hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook

@@ -1,20 +1,48 @@
 """Matrices in memory and in registers.
 
-In memory a batch of matrices may have any strides. In registers it is a *tile*, a field element of tensors
+In memory a batch of matrices may have any strides: a `Matrix`. In registers it is a *tile*, a field element of tensors
 [matrices, rows, cols], or a tuple of *columns*, each a field element of tensors [matrices, rows]: Triton cannot index a
 tensor by a number, but a tuple it can, and a loop that is unrolled over such a tuple addresses registers.
 
 Strides count field elements, as those of a torch tensor do; a complex number is two adjacent reals. Where a matrix
-begins is a number of 64 bits, from the first multiplication by a stride; offsets inside it have 32, in reals, since
-addresses are what registers are spilled for. Batch strides of complex numbers must be below 2^30: in reals they have 32
-bits too. (Multiplied later, the kernel of jvp for 16 x 16 in complex64 takes 221 registers instead of 168.)
+begins is a number of 64 bits, from the first multiplication by a stride; offsets inside it have 32, in reals: addresses
+take many registers. Batch strides of complex numbers must be below 2^30: in reals they have 32 bits too. (Multiplied
+later, the kernel of jvp for 16 x 16 in complex64 takes 221 registers instead of 168.)
 
 A batch may have several dimensions, those of `launch.batch_dims`: the first of the strides is a tuple of theirs, and
 `batch`, the indices of some matrices, another.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Matrix(NamedTuple):
+    """Some matrices of a batch in memory, or vectors, whose strides end with that of their entries.
+
+    A kernel makes it of what the launcher passes for a tensor, a `launch.Strided`: `Matrix(*x, shape, batch, exists,
+    RAGGED)`. That stands in the call that takes it: assigned to a name, its constants would become values.
+
+    pointer: to reals
+    strides: of the batch dimensions, from the innermost on, in a tuple of their own; then of rows and columns
+    COMPONENTS: reals of a field element
+    BY_COLUMN: whether the entries of a column lie closer together than those of a row
+    shape: (m, n, then the sizes of the batch dimensions, from the innermost on, but for the outermost)
+    batch: the indices of the matrices in every batch dimension, each [matrices]
+    exists: [matrices], which of them there are
+    RAGGED: whether tiles and blocks may lead out of a matrix
+    """
+
+    pointer: Any
+    strides: Any
+    COMPONENTS: tl.constexpr
+    BY_COLUMN: tl.constexpr
+    shape: Any
+    batch: Any
+    exists: Any
+    RAGGED: tl.constexpr
 
 
 @triton.jit
@@ -42,112 +70,94 @@ def batch_index(number, shape):
 
 
 @triton.jit
-def batch_offset(strides, batch, COMPONENTS: tl.constexpr = 1):
-    """Where matrices begin [matrices, 1], in reals, from their indices and the strides of the batch dimensions."""
-    offset = batch[0][:, None] * (strides[0] * COMPONENTS)
-    for dim in tl.static_range(1, len(batch)):
-        offset += batch[dim][:, None] * (strides[dim] * COMPONENTS)
+def batch_of_program(shape, batch_size, MATRICES: tl.constexpr):
+    """The indices of the matrices of this program, one of those with MATRICES each, and which of them exist."""
+    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+    return batch_index(number, shape), number < batch_size
+
+
+@triton.jit
+def batch_of_one(number, shape):
+    """The indices of one matrix, of its number, and that it exists."""
+    batch = batch_index(number.to(tl.int64) + tl.arange(0, 1), shape)
+    return batch, batch[0] >= 0
+
+
+@triton.jit
+def batch_offset(x):
+    """Where the matrices begin [matrices, 1], in reals."""
+    offset = x.batch[0][:, None] * (x.strides[0][0] * x.COMPONENTS)
+    for dim in tl.static_range(1, len(x.batch)):
+        offset += x.batch[dim][:, None] * (x.strides[0][dim] * x.COMPONENTS)
     return offset
 
 
 @triton.jit
-def _offsets(strides, batch, row, col, component, COMPONENTS: tl.constexpr):
+def _offsets(x, row, col, component):
     """Offsets [matrices, reals] in reals; `row` and `col` are [1, reals] or differ between the matrices."""
-    row_offset = row * (strides[1] * COMPONENTS)
-    col_offset = col * (strides[2] * COMPONENTS) + component[None, :]
-    return batch_offset(strides[0], batch, COMPONENTS) + (row_offset + col_offset)
+    row_offset = row * (x.strides[1] * x.COMPONENTS)
+    col_offset = col * (x.strides[2] * x.COMPONENTS) + component[None, :]
+    return batch_offset(x) + (row_offset + col_offset)
 
 
 @triton.jit
-def _mask(shape, batch_mask, row, col, RAGGED: tl.constexpr):
+def _mask(x, row, col):
     """Which entries exist. A tile that its matrix fills is not tested by row and column: that would forbid the compiler
     accesses to several entries at once."""
-    if RAGGED:
-        return batch_mask[:, None] & (row < shape[0]) & (col < shape[1])
+    if x.RAGGED:
+        return x.exists[:, None] & (row < x.shape[0]) & (col < x.shape[1])
     else:
-        return batch_mask[:, None] & (row >= 0)
+        return x.exists[:, None] & (row >= 0)
 
 
 @triton.jit
-def load_tile(
-    x_ptr,
-    strides,
-    shape,
-    batch,
-    batch_mask,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    DIAGONAL: tl.constexpr = 0.0,
-    row=0,
-    col=0,
-    source=None,
-):
-    """The matrices of `batch`, of `shape` (m, n), completed to ROWS x COLS with zeros and DIAGONAL on the diagonal.
+def load_tile(x, ROWS: tl.constexpr, COLS: tl.constexpr, DIAGONAL: tl.constexpr = 0.0, row=0, col=0, source=None):
+    """The matrices x, completed to ROWS x COLS with zeros and DIAGONAL on the diagonal.
 
     Of larger matrices the part from (row, col) on. Row i is row source[i] of the matrix if `source` [matrices, ROWS] is
     given.
     """
-    rows, cols, component = _entries(ROWS, COLS, COMPONENTS, BY_COLUMN)
+    MATRICES: tl.constexpr = x.exists.shape[0]
+    rows, cols, component = _entries(ROWS, COLS, x.COMPONENTS, x.BY_COLUMN)
     rows = rows[None, :] + row
     cols = cols[None, :] + col
-    mask = _mask(shape, batch_mask, rows, cols, RAGGED)
+    mask = _mask(x, rows, cols)
     if source is None:
-        offsets = _offsets(strides, batch, rows, cols, component, COMPONENTS)
+        offsets = _offsets(x, rows, cols, component)
     else:
-        source_rows = _spread(source, COLS, COMPONENTS, BY_COLUMN)
-        offsets = _offsets(strides, batch, source_rows, cols, component, COMPONENTS)
-    reals = tl.load(x_ptr + offsets, mask, other=0.0)
+        offsets = _offsets(x, _spread(source, COLS, x.COMPONENTS, x.BY_COLUMN), cols, component)
+    reals = tl.load(x.pointer + offsets, mask, other=0.0)
     if DIAGONAL != 0:
         completion = tl.where((rows == cols) & (component == 0)[None, :], DIAGONAL, 0.0).to(reals.dtype)
         reals = tl.where(mask, reals, completion)
-    if COMPONENTS == 1:
+    if x.COMPONENTS == 1:
         flat = (reals,)
     else:
-        re, im = tl.split(tl.reshape(reals, (batch_mask.shape[0], ROWS * COLS, 2)))
+        re, im = tl.split(tl.reshape(reals, (MATRICES, ROWS * COLS, 2)))
         flat = (re, im)
-    tile = ()
-    for part in tl.static_range(COMPONENTS):
-        if BY_COLUMN:
-            tile += (tl.permute(tl.reshape(flat[part], (batch_mask.shape[0], COLS, ROWS)), (0, 2, 1)),)
-        else:
-            tile += (tl.reshape(flat[part], (batch_mask.shape[0], ROWS, COLS)),)
-    return tile
+    if x.BY_COLUMN:
+        return transpose(reshape(flat, (MATRICES, COLS, ROWS)))
+    else:
+        return reshape(flat, (MATRICES, ROWS, COLS))
 
 
 @triton.jit
-def store_tile(
-    x_ptr,
-    strides,
-    shape,
-    batch,
-    batch_mask,
-    destination,
-    tile,
-    BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-    row=0,
-    col=0,
-):
-    """Writes the matrices of a tile, row i to row destination[i] of `destination` [matrices, rows], to row i if None.
+def store_tile(x, tile, row=0, col=0, destination=None):
+    """Writes a tile to the matrices x, row i to row destination[i] if `destination` [matrices, rows] is given.
 
     To larger matrices from (row, col) on.
     """
-    COMPONENTS: tl.constexpr = len(tile)
     ROWS: tl.constexpr = tile[0].shape[1]
     COLS: tl.constexpr = tile[0].shape[2]
-    rows, cols, component = _entries(ROWS, COLS, COMPONENTS, BY_COLUMN)
+    rows, cols, component = _entries(ROWS, COLS, x.COMPONENTS, x.BY_COLUMN)
     rows = rows[None, :] + row
     cols = cols[None, :] + col
-    mask = _mask(shape, batch_mask, rows, cols, RAGGED)
+    mask = _mask(x, rows, cols)
     if destination is None:
-        offsets = _offsets(strides, batch, rows, cols, component, COMPONENTS)
+        offsets = _offsets(x, rows, cols, component)
     else:
-        destination_rows = _spread(destination, COLS, COMPONENTS, BY_COLUMN)
-        offsets = _offsets(strides, batch, destination_rows, cols, component, COMPONENTS)
-    tl.store(x_ptr + offsets, _flatten(tile, BY_COLUMN), mask)
+        offsets = _offsets(x, _spread(destination, COLS, x.COMPONENTS, x.BY_COLUMN), cols, component)
+    tl.store(x.pointer + offsets, _flatten(tile, x.BY_COLUMN), mask)
 
 
 @triton.jit
@@ -259,10 +269,3 @@ def stack(columns):
 def turn(columns):
     """The rows, each a field element [matrices, cols], of matrices given by columns: lanes and registers swap."""
     return unstack(transpose(stack(columns)))
-
-
-@triton.jit
-def batch_of_program(shape, batch_size, MATRICES: tl.constexpr):
-    """The indices of the matrices of this program, one of those with MATRICES each, and which of them exist."""
-    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    return batch_index(number, shape), number < batch_size

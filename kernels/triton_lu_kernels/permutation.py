@@ -16,92 +16,94 @@ def _chosen(pivots, shape):
 
 
 @triton.jit
-def destinations(pivots_ptr, strides, shape, batch, batch_mask, N: tl.constexpr):
-    """The row [matrices, N] of P X at which row i of X arrives.
+def destinations(pivots, N: tl.constexpr):
+    """The row [matrices, N] of P X at which row i of X arrives; `pivots` is a `layout.Matrix`.
 
     Every lane follows its own row through the exchanges, from the last to the first: a broadcast, two comparisons and
     two selections for each, all lanes at once. Comparing all pairs of pivots takes as many, and doubling pointers comes
     on top; the shorter chain it buys is of no use here, where arithmetic that does not depend on it hides this one.
     """
     row = tl.arange(0, N)
-    offsets = layout.batch_offset(strides[0], batch) + row.to(tl.int64)[None, :] * strides[1]
-    mask = batch_mask[:, None] & (row < tl.minimum(shape[0], shape[1]))[None, :]
+    offsets = layout.batch_offset(pivots) + row.to(tl.int64)[None, :] * pivots.strides[1]
+    mask = pivots.exists[:, None] & (row < tl.minimum(pivots.shape[0], pivots.shape[1]))[None, :]
     destination = tl.broadcast_to(row[None, :], offsets.shape)
-    pivots = tl.where(mask, _chosen(tl.load(pivots_ptr + offsets, mask, other=0), shape), destination)
+    chosen = tl.where(mask, _chosen(tl.load(pivots.pointer + offsets, mask, other=0), pivots.shape), destination)
     if N <= 32:
         for step in tl.static_range(N - 1, -1, -1):
-            destination = _exchange(destination, pivots, step)
+            destination = _exchange(destination, chosen, step)
     else:  # unrolled, all broadcasts would wait in registers at once: 300 bytes of spills at N = 128
         for step in tl.range(N - 1, -1, -1, loop_unroll_factor=8):
-            destination = _exchange(destination, pivots, step)
+            destination = _exchange(destination, chosen, step)
     return destination
 
 
 @triton.jit
-def _exchange(rows, pivots, step):
+def _exchange(rows, chosen, step):
     """The rows after one of the exchanges."""
-    pivot = tl.gather(pivots, tl.full(rows.shape, step, tl.int32), 1)
+    pivot = tl.gather(chosen, tl.full(rows.shape, step, tl.int32), 1)
     arrives = tl.where(rows == pivot, step, rows)
     return tl.where(rows == step, pivot, arrives)
 
 
 @triton.jit
-def destinations_of(pivots_ptr, strides, shape, batch, rows, end):
+def destinations_of(pivots, rows, end):
     """The rows of P X at which `rows` [1, N] of X arrive; all of them lie before `end`.
 
     A row is moved by its own exchange first, and by earlier ones that chose the row where it lies by then: a chain of
     two instructions per exchange, which is short beside anything else that is done with so large a matrix.
     """
-    end = tl.minimum(end, tl.minimum(shape[0], shape[1]))
-    first = layout.batch_offset(strides[0], batch)
-    own = tl.load(pivots_ptr + first + rows.to(tl.int64) * strides[1], rows < end, other=0)
-    destination = tl.where(rows < end, _chosen(own, shape), rows)
+    end = tl.minimum(end, tl.minimum(pivots.shape[0], pivots.shape[1]))
+    first = layout.batch_offset(pivots)
+    own = tl.load(pivots.pointer + first + rows.to(tl.int64) * pivots.strides[1], rows < end, other=0)
+    destination = tl.where(rows < end, _chosen(own, pivots.shape), rows)
     lane = tl.arange(0, 32)[None, :]
     for chunk in range(tl.cdiv(end, 32) - 1, -1, -1):
         steps = chunk * 32 + lane
-        pivots = tl.load(pivots_ptr + first + steps.to(tl.int64) * strides[1], steps < end, other=0) - 1
+        chosen = tl.load(pivots.pointer + first + steps.to(tl.int64) * pivots.strides[1], steps < end, other=0) - 1
         for i in tl.static_range(31, -1, -1):
             step = chunk * 32 + i
-            pivot = tl.gather(pivots, tl.full(rows.shape, i, tl.int32), 1)
+            pivot = tl.gather(chosen, tl.full(rows.shape, i, tl.int32), 1)
             destination = tl.where((destination == pivot) & (rows > step), step, destination)
     return destination
 
 
 @triton.jit
-def store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, shape, batch, first, ROWS: tl.constexpr):
-    """Writes the rows of P X at which ROWS rows of X arrive, from `first` on."""
+def store_destinations(order, pivots, first, ROWS: tl.constexpr):
+    """Writes the rows of P X at which ROWS rows of X arrive, from `first` on, to `order`, contiguous."""
     rows = first + tl.arange(0, ROWS)[None, :]
-    destination = destinations_of(pivots_ptr, pivots_strides, shape, batch, rows, first + ROWS)
-    offsets = layout.batch_offset(order_strides[0], batch) + rows
-    tl.store(order_ptr + offsets, destination.to(order_ptr.dtype.element_ty), rows < shape[0])
+    destination = destinations_of(pivots, rows, first + ROWS)
+    offsets = layout.batch_offset(order) + rows
+    tl.store(order.pointer + offsets, destination.to(order.pointer.dtype.element_ty), rows < order.shape[0])
 
 
 @triton.jit
-def places(order, row, ROWS: tl.constexpr):
-    """Entries [1, ROWS] from `row` on of order = (pointer, strides, shape, batch), contiguous; 0 for rows that do not
-    exist."""
-    rows = row + tl.arange(0, ROWS)[None, :]
-    offsets = layout.batch_offset(order[1][0], order[3]) + rows
-    return tl.load(order[0] + offsets, rows < order[2][0], other=0)
+def places(order, first, ROWS: tl.constexpr):
+    """Entries [1, ROWS] from `first` on of `order`, contiguous; 0 for rows that do not exist."""
+    rows = first + tl.arange(0, ROWS)[None, :]
+    offsets = layout.batch_offset(order) + rows
+    return tl.load(order.pointer + offsets, rows < order.shape[0], other=0)
 
 
 @triton.jit
-def order_kernel(order_ptr, pivots_ptr, order_strides, pivots_strides, shape, ROWS: tl.constexpr):
+def order_kernel(order, pivots, shape, ROWS: tl.constexpr):
     programs = tl.cdiv(shape[0], ROWS)
-    batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
-    first = tl.program_id(0) % programs * ROWS
-    store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, shape, batch, first, ROWS)
+    batch, exists = layout.batch_of_one(tl.program_id(0) // programs, shape)
+    store_destinations(
+        layout.Matrix(*order, shape, batch, exists, True),
+        layout.Matrix(*pivots, shape, batch, exists, True),
+        tl.program_id(0) % programs * ROWS,
+        ROWS,
+    )
 
 
-def order(out, pivots):
+def order(out, pivots, *, rows, num_warps):
     """Writes the order of the rows to `out`: row i of P^T A is row out[i] of A.
 
     `out` is [*batch, m] int64, contiguous; `pivots` [*batch, k] int32 with k at most m, any strides. Grid: one axis,
-    32 rows per program. Nothing is launched for an empty `out`.
+    `rows` rows, a power of two, per program. Nothing is launched for an empty `out`.
     """
     if out.numel() == 0:
         return
-    m, k = out.shape[-1], pivots.shape[-1]
-    sizes, strides = launch.batch_dims(out.shape[:-1], out, pivots)
-    programs = out.shape[:-1].numel() * launch.ceil_div(m, 32)
-    launch.run(order_kernel, programs, (out, pivots, *strides, (m, k, *sizes)), {"ROWS": 32}, num_warps=1)
+    args = launch.arguments((*out.shape, pivots.shape[-1]), out, pivots)
+    programs = out.shape[:-1].numel() * launch.ceil_div(out.shape[-1], rows)
+    launch.run(order_kernel, programs, args, {"ROWS": rows}, num_warps=num_warps)

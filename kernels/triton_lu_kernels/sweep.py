@@ -8,8 +8,8 @@ of P X at which each row of X arrives; `inverses` [*batch, rows, BLOCK] the inve
 followed by the transposed inverse of the same block of U; `sums` [*batch, rows, BLOCK] one block or more for every
 tile.
 
-J is a diagonal block of width BLOCK, R the rows or columns after it, S = W[R, R]; all products with the inverses are
-products of blocks of the sweep. The blocked factorization reversed, from the last J to the first, is vjp,
+A sweep goes over the diagonal blocks. J is one of width BLOCK, R the rows or columns after it, S = X[R, R]. The blocked
+factorization reversed, from the last J to the first, is vjp,
 
     X21 = (G21 - S U12^H) U11^-H       X12 = L11^-H (G12 - L21^H S)
     X11 = vjp(G11 - tril(X12 U12^H, -1) - triu(L21^H X21))
@@ -19,7 +19,7 @@ and its tangent, left-looking, from the first J to the last, is jvp: with A = P^
     dB11 = jvp(A11 - dL10 U01 - L10 dU01)
     dL21 = (A21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1       dU12 = L11^-1 (A12 - dL10 U02 - L10 dU02 - dL11 U12)
 
-Grids: one axis. `prepare_kernel` has one program for every 16 columns of the inverses and one for every 32 rows of a
+Grids: one axis. `prepare_kernel` has one program for every 16 columns of the inverses and one for every ROWS rows of a
 matrix. Then `step_kernel` is launched twice for each J: with one program for every tile of BLOCK rows of X21 or columns
 of X12, and with one for X11. Tiles of X12 are computed by the code of X21, on transposed matrices. The products that
 X11 needs are summed by tile: each tile's part is left in `sums`, where jvp adds up those for all later diagonal blocks.
@@ -35,6 +35,8 @@ With `disable_licm` addresses are computed where they are used: moved out of the
 64 x 64 that are loaded before the product that needs them.
 """
 
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -42,10 +44,26 @@ import triton.language as tl
 from . import blocks, field, launch, layout, permutation
 
 
+class Sweep(NamedTuple):
+    """What all programs of a sweep are given. Of `pieces` and the others see `evaluate`."""
+
+    out: Any
+    LU: Any
+    X: Any
+    order: Any
+    inverses: Any
+    sums: Any
+    FORWARD: tl.constexpr
+    BLOCK: tl.constexpr
+    TERMS: tl.constexpr
+    PIECES: tl.constexpr
+    SPLIT: tl.constexpr
+
+
 @triton.jit
-def _inverse(inverses, J, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _inverse(sweep, J, TRANSPOSED: tl.constexpr):
     """U11^-T, or L11^-1 if TRANSPOSED: the transposed inverse of the upper triangle of B11, or of B11^T."""
-    return blocks.load(inverses, 2 * J if TRANSPOSED else 2 * J + BLOCK, 0, BLOCK, BLOCK)
+    return blocks.load(sweep.inverses, 2 * J if TRANSPOSED else 2 * J + sweep.BLOCK, 0, sweep.BLOCK, sweep.BLOCK)
 
 
 @triton.jit
@@ -67,7 +85,7 @@ def _invert_block(inverses, LU, inverse, J, i, j, BLOCK: tl.constexpr, TRANSPOSE
 @triton.jit
 def _invert(inverses, LU, J, j, BLOCK: tl.constexpr):
     """Sixteen columns from j on of both inverses of one diagonal block."""
-    zero = field.zeros((16, 16), inverses[0].dtype.element_ty, inverses[4])
+    zero = field.zeros((16, 16), inverses.pointer.dtype.element_ty, inverses.COMPONENTS)
     for i in tl.range(0, j, 16):
         blocks.store(inverses, zero, 2 * J + i, j)
         blocks.store(inverses, zero, 2 * J + BLOCK + i, j)
@@ -80,38 +98,30 @@ def _invert(inverses, LU, J, j, BLOCK: tl.constexpr):
 
 @triton.jit
 def prepare_kernel(
-    out_ptr,
-    LU_ptr,
-    order_ptr,
-    X_ptr,
-    out_strides,
-    LU_strides,
-    order_strides,
-    X_strides,
+    LU,
+    order,
+    inverses,
+    pivots,
     shape,
-    inverses_ptr,
-    inverses_strides,
-    sums_ptr,
-    sums_strides,
-    pivots_ptr,
-    pivots_strides,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
     inversions = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK) * (BLOCK // 16)
     programs = inversions + tl.cdiv(shape[0], ROWS)
-    batch = layout.batch_index((tl.program_id(0) // programs).to(tl.int64) + tl.arange(0, 1), shape)
+    batch, exists = layout.batch_of_one(tl.program_id(0) // programs, shape)
     task = tl.program_id(0) % programs
     if task >= inversions:
-        first = (task - inversions) * ROWS
-        permutation.store_destinations(order_ptr, order_strides, pivots_ptr, pivots_strides, shape, batch, first, ROWS)
+        permutation.store_destinations(
+            layout.Matrix(*order, shape, batch, exists, RAGGED),
+            layout.Matrix(*pivots, shape, batch, exists, RAGGED),
+            (task - inversions) * ROWS,
+            ROWS,
+        )
     else:
         _invert(
-            (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),
-            (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
+            layout.Matrix(*inverses, shape, batch, exists, False),
+            layout.Matrix(*LU, shape, batch, exists, RAGGED),
             task * 16 // BLOCK * BLOCK,
             task * 16 % BLOCK,
             BLOCK,
@@ -119,276 +129,195 @@ def prepare_kernel(
 
 
 @triton.jit
-def _tiles(size, J, BLOCK: tl.constexpr):
-    """How many tiles follow the diagonal block J, of the rows or columns of which there are `size`."""
-    return tl.cdiv(tl.maximum(size - J - BLOCK, 0), BLOCK)
-
-
-@triton.jit
-def _sum_row(shape, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr, number=0):
+def _sum_row(sweep, i, TRANSPOSED: tl.constexpr, number=0):
     """The row of `sums` at which the block of that number begins, of those for the tile at i."""
-    rows = tl.cdiv(shape[0], BLOCK) * BLOCK
+    shape = sweep.out.shape
+    rows = tl.cdiv(shape[0], sweep.BLOCK) * sweep.BLOCK
     if TRANSPOSED:
         i += rows
-    return i + number * (rows + tl.cdiv(shape[1], BLOCK) * BLOCK)
+    return i + number * (rows + tl.cdiv(shape[1], sweep.BLOCK) * sweep.BLOCK)
 
 
 @triton.jit
-def _part(sums, i, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """What the tile at i has left in `sums`."""
-    return blocks.load(sums, _sum_row(sums[2], i, BLOCK, TRANSPOSED), 0, BLOCK, BLOCK)
+def _part(sweep, i, TRANSPOSED: tl.constexpr, number=0):
+    """What the tile at i has left in `sums`, or else the piece of that number."""
+    return blocks.load(sweep.sums, _sum_row(sweep, i, TRANSPOSED, number), 0, sweep.BLOCK, sweep.BLOCK)
 
 
 @triton.jit
-def _pieces(
-    shape,
-    J,
-    FORWARD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    PIECES: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
+def _pieces(sweep, J, TRANSPOSED: tl.constexpr):
     """The first term of the pieces of the sum for a tile, the end of the last one, and the length of the others."""
-    if FORWARD:
+    if sweep.FORWARD:
         first = 0
         end = J
     else:
-        first = J + 2 * BLOCK
-        end = shape[0] if TRANSPOSED else shape[1]
-    return first, end, tl.maximum(tl.cdiv(tl.cdiv(end - first, TERMS), PIECES), 1) * TERMS
+        first = J + 2 * sweep.BLOCK
+        end = sweep.out.shape[0] if TRANSPOSED else sweep.out.shape[1]
+    return first, end, tl.maximum(tl.cdiv(tl.cdiv(end - first, sweep.TERMS), sweep.PIECES), 1) * sweep.TERMS
 
 
 @triton.jit
-def _terms(
-    out,
-    LU,
-    order,
-    i,
-    J,
-    first,
-    end,
-    FORWARD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
+def _terms(sweep, i, J, first, end, TRANSPOSED: tl.constexpr):
     """The terms from `first` to `end` of S U12^H, or of dL20 U01 + L20 dU01, in the rows i..; or the same on transposed
     matrices."""
-    total = field.zeros((BLOCK, BLOCK), out[0].dtype.element_ty, out[4])
-    if not FORWARD:
-        places = permutation.places(order, i, BLOCK)
+    BLOCK: tl.constexpr = sweep.BLOCK
+    TERMS: tl.constexpr = sweep.TERMS
+    total = field.zeros((BLOCK, BLOCK), sweep.out.pointer.dtype.element_ty, sweep.out.COMPONENTS)
+    if not sweep.FORWARD:
+        places = permutation.places(sweep.order, i, BLOCK)
     for c in tl.range(first, end, TERMS, disable_licm=True):
-        if FORWARD:
-            dL = blocks.load(out, i, c, BLOCK, TERMS, TRANSPOSED)
-            U = blocks.load(LU, c, J, TERMS, BLOCK, TRANSPOSED)
+        if sweep.FORWARD:
+            dL = blocks.load(sweep.out, i, c, BLOCK, TERMS, TRANSPOSED)
+            U = blocks.load(sweep.LU, c, J, TERMS, BLOCK, TRANSPOSED)
             total = field.add(total, field.dot(dL, U))
-            L = blocks.load(LU, i, c, BLOCK, TERMS, TRANSPOSED)
-            dU = blocks.load(out, c, J, TERMS, BLOCK, TRANSPOSED)
+            L = blocks.load(sweep.LU, i, c, BLOCK, TERMS, TRANSPOSED)
+            dU = blocks.load(sweep.out, c, J, TERMS, BLOCK, TRANSPOSED)
             total = field.add(total, field.dot(L, dU))
         else:
-            source = permutation.places(order, c, TERMS) if TRANSPOSED else places
-            S = blocks.load(out, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
-            U12 = blocks.load(LU, J, c, BLOCK, TERMS, TRANSPOSED)
+            source = permutation.places(sweep.order, c, TERMS) if TRANSPOSED else places
+            S = blocks.load(sweep.out, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
+            U12 = blocks.load(sweep.LU, J, c, BLOCK, TERMS, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12)))
     return total
 
 
 @triton.jit
-def _piece(
-    out,
-    LU,
-    order,
-    sums,
-    i,
-    J,
-    number,
-    FORWARD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    PIECES: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
+def _piece(sweep, i, J, number, TRANSPOSED: tl.constexpr):
     """Leaves one piece of the sum for the tile at (i, J) in `sums`."""
-    first, end, length = _pieces(out[2], J, FORWARD, BLOCK, TERMS, PIECES, TRANSPOSED)
+    first, end, length = _pieces(sweep, J, TRANSPOSED)
     first += number * length
-    end = tl.minimum(first + length, end)
-    piece = _terms(out, LU, order, i, J, first, end, FORWARD, BLOCK, TERMS, TRANSPOSED)
-    blocks.store(sums, piece, _sum_row(out[2], i, BLOCK, TRANSPOSED, 1 + number), 0)
+    piece = _terms(sweep, i, J, first, tl.minimum(first + length, end), TRANSPOSED)
+    blocks.store(sweep.sums, piece, _sum_row(sweep, i, TRANSPOSED, 1 + number), 0)
 
 
 @triton.jit
-def _tile(
-    out,
-    LU,
-    X,
-    order,
-    inverses,
-    sums,
-    i,
-    J,
-    FORWARD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    PIECES: tl.constexpr,
-    SPLIT: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
-    """Rows i.. of X21, and their part of L21^H X21; or of dL21, and of the sum for the diagonal block in these rows. On
-    transposed matrices X12^T, (X12 U12^H)^T and dU12^T."""
-    shape = out[2]
-    first, end, length = _pieces(shape, J, FORWARD, BLOCK, TERMS, PIECES, TRANSPOSED)
-    if FORWARD:
-        dB11 = blocks.load(out, J, J, BLOCK, BLOCK)
+def _sum(sweep, i, J, TRANSPOSED: tl.constexpr):
+    """The sum for the tile at (i, J): S U12^H, or dL20 U01 + L20 dU01 + L21 dU11."""
+    BLOCK: tl.constexpr = sweep.BLOCK
+    first, end, length = _pieces(sweep, J, TRANSPOSED)
+    if sweep.FORWARD:
+        dB11 = blocks.load(sweep.out, J, J, BLOCK, BLOCK)
         dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
-        total = field.dot(blocks.load(LU, i, J, BLOCK, BLOCK, TRANSPOSED), dU11)
+        total = field.dot(blocks.load(sweep.LU, i, J, BLOCK, BLOCK, TRANSPOSED), dU11)
     else:
-        known = tl.minimum(first, end)
-        total = _terms(out, LU, order, i, J, J + BLOCK, known, FORWARD, BLOCK, TERMS, TRANSPOSED)
+        total = _terms(sweep, i, J, J + BLOCK, tl.minimum(first, end), TRANSPOSED)
     for number in tl.range(
-        0, tl.cdiv(end - first, length), disable_licm=True, loop_unroll_factor=PIECES if SPLIT else 1
+        0, tl.cdiv(end - first, length), disable_licm=True, loop_unroll_factor=sweep.PIECES if sweep.SPLIT else 1
     ):
-        if SPLIT:
-            piece = blocks.load(sums, _sum_row(shape, i, BLOCK, TRANSPOSED, 1 + number), 0, BLOCK, BLOCK)
+        if sweep.SPLIT:
+            piece = _part(sweep, i, TRANSPOSED, 1 + number)
         else:
             start = first + number * length
-            stop = tl.minimum(start + length, end)
-            piece = _terms(out, LU, order, i, J, start, stop, FORWARD, BLOCK, TERMS, TRANSPOSED)
+            piece = _terms(sweep, i, J, start, tl.minimum(start + length, end), TRANSPOSED)
         total = field.add(total, piece)
-
-    places = permutation.places(order, J if TRANSPOSED else i, BLOCK)
-    W = field.subtract(blocks.load(X, i, J, BLOCK, BLOCK, TRANSPOSED, source=places if FORWARD else None), total)
-    inverse = _inverse(inverses, J, BLOCK, TRANSPOSED)
-    row = _sum_row(shape, i, BLOCK, TRANSPOSED)
-    if FORWARD:
-        W = field.dot(W, layout.transpose(inverse))
-        blocks.store(out, W, i, J, TRANSPOSED)
-        if i < tl.minimum(shape[0], shape[1]):  # there is a diagonal block in these rows
-            part = field.dot(W, blocks.load(LU, J, i, BLOCK, BLOCK, TRANSPOSED))
-            if J > 0:
-                part = field.add(part, _part(sums, i, BLOCK, TRANSPOSED))
-            blocks.store(sums, part, row, 0)
-    else:
-        W = field.dot(W, field.conjugate(inverse))
-        blocks.store(out, W, i, J, TRANSPOSED, destination=places)
-        part = field.dot(blocks.adjoint(blocks.load(LU, i, J, BLOCK, BLOCK, TRANSPOSED)), W)
-        blocks.store(sums, part, row, 0)
+    return total
 
 
 @triton.jit
-def _sum(sums, first, end, BLOCK: tl.constexpr, SPLIT: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _tile(sweep, i, J, TRANSPOSED: tl.constexpr):
+    """Rows i.. of X21, and their part of L21^H X21; or of dL21, and of the sum for the diagonal block in these rows. On
+    transposed matrices X12^T, (X12 U12^H)^T and dU12^T."""
+    BLOCK: tl.constexpr = sweep.BLOCK
+    total = _sum(sweep, i, J, TRANSPOSED)
+    places = permutation.places(sweep.order, J if TRANSPOSED else i, BLOCK)
+    source = places if sweep.FORWARD else None
+    remainder = field.subtract(blocks.load(sweep.X, i, J, BLOCK, BLOCK, TRANSPOSED, source=source), total)
+    inverse = _inverse(sweep, J, TRANSPOSED)
+    row = _sum_row(sweep, i, TRANSPOSED)
+    if sweep.FORWARD:
+        # dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1
+        dL21 = field.dot(remainder, layout.transpose(inverse))
+        blocks.store(sweep.out, dL21, i, J, TRANSPOSED)
+        if i < tl.minimum(sweep.out.shape[0], sweep.out.shape[1]):  # there is a diagonal block in these rows
+            part = field.dot(dL21, blocks.load(sweep.LU, J, i, BLOCK, BLOCK, TRANSPOSED))
+            if J > 0:
+                part = field.add(part, _part(sweep, i, TRANSPOSED))
+            blocks.store(sweep.sums, part, row, 0)
+    else:
+        # X21 = (G21 - S U12^H) U11^-H
+        X21 = field.dot(remainder, field.conjugate(inverse))
+        blocks.store(sweep.out, X21, i, J, TRANSPOSED, destination=places)
+        part = field.dot(blocks.adjoint(blocks.load(sweep.LU, i, J, BLOCK, BLOCK, TRANSPOSED)), X21)
+        blocks.store(sweep.sums, part, row, 0)
+
+
+@triton.jit
+def _parts(sweep, first, end, TRANSPOSED: tl.constexpr):
     """The sum of the parts of the tiles from `first` to `end`: four at a time, where registers are not what limits."""
-    total = field.zeros((BLOCK, BLOCK), sums[0].dtype.element_ty, sums[4])
-    for i in tl.range(first, end, BLOCK, disable_licm=True, loop_unroll_factor=4 if SPLIT else 1):
-        total = field.add(total, _part(sums, i, BLOCK, TRANSPOSED))
+    total = field.zeros((sweep.BLOCK, sweep.BLOCK), sweep.sums.pointer.dtype.element_ty, sweep.sums.COMPONENTS)
+    for i in tl.range(first, end, sweep.BLOCK, disable_licm=True, loop_unroll_factor=4 if sweep.SPLIT else 1):
+        total = field.add(total, _part(sweep, i, TRANSPOSED))
     return layout.transpose(total) if TRANSPOSED else total
 
 
 @triton.jit
-def _diagonal_block(
-    out, LU, X, order, inverses, sums, J, FORWARD: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr
-):
+def _diagonal_block(sweep, J):
     """X11 or dB11."""
-    m, n = out[2][:2]
-    places = permutation.places(order, J, BLOCK)
-    W = blocks.load(X, J, J, BLOCK, BLOCK, source=places if FORWARD else None)
-    if FORWARD:
+    BLOCK: tl.constexpr = sweep.BLOCK
+    places = permutation.places(sweep.order, J, BLOCK)
+    if sweep.FORWARD:
+        # dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
+        dA11 = blocks.load(sweep.X, J, J, BLOCK, BLOCK, source=places)
         if J > 0:
-            W = field.subtract(W, _part(sums, J, BLOCK, False))
-            W = field.subtract(W, layout.transpose(_part(sums, J, BLOCK, True)))
+            dA11 = field.subtract(dA11, _part(sweep, J, False))
+            dA11 = field.subtract(dA11, layout.transpose(_part(sweep, J, True)))
+        M = field.dot(_inverse(sweep, J, True), dA11)
+        M = field.dot(M, layout.transpose(_inverse(sweep, J, False)))
+        B11 = blocks.load(sweep.LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
+        blocks.store(sweep.out, blocks.recompose(B11, M), J, J)
     else:
-        lower = _sum(sums, J + BLOCK, n, BLOCK, SPLIT, True)
-        upper = _sum(sums, J + BLOCK, m, BLOCK, SPLIT, False)
-        W = field.subtract(W, blocks.merge(lower, upper))
-    if FORWARD:
-        M = field.dot(_inverse(inverses, J, BLOCK, True), W)
-        M = field.dot(M, layout.transpose(_inverse(inverses, J, BLOCK, False)))
-        B = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
-        blocks.store(out, blocks.recompose(B, M), J, J)
-    else:
-        phi = blocks.phi(blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0), W)
-        X = field.dot(blocks.adjoint(_inverse(inverses, J, BLOCK, True)), phi)
-        X = field.dot(X, field.conjugate(_inverse(inverses, J, BLOCK, False)))
-        blocks.store(out, X, J, J, destination=places)
+        # X11 = vjp(G11 - tril(X12 U12^H, -1) - triu(L21^H X21))
+        G11 = blocks.load(sweep.X, J, J, BLOCK, BLOCK)
+        lower = _parts(sweep, J + BLOCK, sweep.out.shape[1], True)
+        upper = _parts(sweep, J + BLOCK, sweep.out.shape[0], False)
+        G11 = field.subtract(G11, blocks.merge(lower, upper))
+        phi = blocks.phi(blocks.load(sweep.LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0), G11)
+        X11 = field.dot(blocks.adjoint(_inverse(sweep, J, True)), phi)
+        X11 = field.dot(X11, field.conjugate(_inverse(sweep, J, False)))
+        blocks.store(sweep.out, X11, J, J, destination=places)
 
 
 @triton.jit
-def _tile_or_piece(
-    out,
-    LU,
-    X,
-    order,
-    inverses,
-    sums,
-    tile,
-    piece,
-    J,
-    FORWARD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    PIECES: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+def _tile_or_piece(sweep, tile, piece, J):
     """The tile of that number, first those of X21 and then those of X12, or a piece of its sum unless that is None."""
-    below = _tiles(out[2][0], J, BLOCK)
+    BLOCK: tl.constexpr = sweep.BLOCK
+    below = tl.cdiv(tl.maximum(sweep.out.shape[0] - J - BLOCK, 0), BLOCK)
     i = J + BLOCK + tile * BLOCK
     if tile < below:
         if piece is None:
-            _tile(out, LU, X, order, inverses, sums, i, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT, False)
+            _tile(sweep, i, J, False)
         else:
-            _piece(out, LU, order, sums, i, J, piece, FORWARD, BLOCK, TERMS, PIECES, False)
+            _piece(sweep, i, J, piece, False)
     else:
         i -= below * BLOCK
         if piece is None:
-            _tile(out, LU, X, order, inverses, sums, i, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT, True)
+            _tile(sweep, i, J, True)
         else:
-            _piece(out, LU, order, sums, i, J, piece, FORWARD, BLOCK, TERMS, PIECES, True)
+            _piece(sweep, i, J, piece, True)
 
 
 @triton.jit
-def _task(
-    out,
-    LU,
-    X,
-    order,
-    inverses,
-    sums,
-    task,
-    J,
-    TILES: tl.constexpr,
-    FORWARD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TERMS: tl.constexpr,
-    PIECES: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
+def _task(sweep, task, J, TILES: tl.constexpr):
     """A tile if TILES; else the diagonal block for number 0, and a piece for any other."""
     if TILES:
-        _tile_or_piece(out, LU, X, order, inverses, sums, task, None, J, FORWARD, BLOCK, TERMS, PIECES, SPLIT)
-    elif not SPLIT or task == 0:
-        _diagonal_block(out, LU, X, order, inverses, sums, J, FORWARD, BLOCK, SPLIT)
+        _tile_or_piece(sweep, task, None, J)
+    elif not sweep.SPLIT or task == 0:
+        _diagonal_block(sweep, J)
     else:
-        tile = (task - 1) // PIECES
-        piece = (task - 1) % PIECES
-        following = J if FORWARD else J - BLOCK
-        _tile_or_piece(out, LU, X, order, inverses, sums, tile, piece, following, FORWARD, BLOCK, TERMS, PIECES, SPLIT)
+        tile = (task - 1) // sweep.PIECES
+        piece = (task - 1) % sweep.PIECES
+        _tile_or_piece(sweep, tile, piece, J if sweep.FORWARD else J - sweep.BLOCK)
 
 
 @triton.jit(do_not_specialize=["tasks"])
 def step_kernel(
-    out_ptr,
-    LU_ptr,
-    order_ptr,
-    X_ptr,
-    out_strides,
-    LU_strides,
-    order_strides,
-    X_strides,
+    out,
+    LU,
+    X,
+    order,
+    inverses,
+    sums,
     shape,
-    inverses_ptr,
-    inverses_strides,
-    sums_ptr,
-    sums_strides,
     J,
     tasks,
     TILES: tl.constexpr,
@@ -397,33 +326,31 @@ def step_kernel(
     TERMS: tl.constexpr,
     PIECES: tl.constexpr,
     SPLIT: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = layout.batch_index((tl.program_id(0) // tasks).to(tl.int64) + tl.arange(0, 1), shape)
+    batch, exists = layout.batch_of_one(tl.program_id(0) // tasks, shape)
     _task(
-        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, RAGGED),
-        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, RAGGED),
-        (X_ptr, X_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, RAGGED),
-        (order_ptr, order_strides, shape, batch),
-        (inverses_ptr, inverses_strides, shape, batch, COMPONENTS, False, False),
-        (sums_ptr, sums_strides, shape, batch, COMPONENTS, False, False),
+        Sweep(
+            layout.Matrix(*out, shape, batch, exists, RAGGED),
+            layout.Matrix(*LU, shape, batch, exists, RAGGED),
+            layout.Matrix(*X, shape, batch, exists, RAGGED),
+            layout.Matrix(*order, shape, batch, exists, RAGGED),
+            layout.Matrix(*inverses, shape, batch, exists, False),
+            layout.Matrix(*sums, shape, batch, exists, False),
+            FORWARD,
+            BLOCK,
+            TERMS,
+            PIECES,
+            SPLIT,
+        ),
         tl.program_id(0) % tasks,
         J,
         TILES,
-        FORWARD,
-        BLOCK,
-        TERMS,
-        PIECES,
-        SPLIT,
     )
 
 
 def workspace(out, *, block, pieces, split):
-    """Uninitialized `order`, `inverses` and `sums` for a result like `out` and these options of `vjp` or `jvp`."""
+    """Uninitialized `order`, `inverses` and `sums` for a result like `out` and these options of `evaluate`."""
     *batch, m, n = out.shape
     blocks_below, blocks_right = launch.ceil_div(m, block), launch.ceil_div(n, block)
     order = torch.empty(*batch, m, dtype=torch.int32, device=out.device)
@@ -433,46 +360,39 @@ def workspace(out, *, block, pieces, split):
     return order, inverses, sums
 
 
-def vjp(out, LU, pivots, G, order, inverses, sums, **options):
-    """Writes the backward of LU to `out`: `warp.vjp` for any m and n.
+def evaluate(name, out, LU, pivots, X, order, inverses, sums, *, block, terms, pieces, rows, split, num_warps):
+    """`warp.evaluate` of "vjp" or "jvp" for any m and n.
 
     `order`, `inverses` and `sums` are those of `workspace` and hold nothing of use afterwards. Options:
 
     block: the width of the diagonal blocks and of the tiles, a power of two from 16 on.
     terms: how many terms of a sum are loaded at once, a power of two from 16 to `block`.
     pieces: of how many sums the sum for a tile consists.
-    split: whether these have programs of their own; the result is the same.
+    rows: of how many one program finds the places under P, a power of two.
+    split: whether the pieces have programs of their own; the result is the same.
     num_warps
     """
-    _launch(False, out, LU, pivots, G, order, inverses, sums, **options)
-
-
-def jvp(out, LU, pivots, E, order, inverses, sums, **options):
-    """Writes the forward mode of LU to `out`: `warp.jvp` for any m and n. Arguments as those of `vjp`, E for G."""
-    _launch(True, out, LU, pivots, E, order, inverses, sums, **options)
-
-
-def _launch(forward, out, LU, pivots, x, order, inverses, sums, *, block, terms, pieces, split, num_warps):
     if out.numel() == 0:
         return
     batch_size, (m, n) = out.shape[:-2].numel(), out.shape[-2:]
     k = min(m, n)
-    args, constants = launch.arguments(out, LU, order, x, block, inverses, sums, pivots)
-    constants["BLOCK"] = block
-    constants["RAGGED"] = m % block != 0 or n % block != 0
+    forward = name == "jvp"
+    ragged = m % block != 0 or n % block != 0
+    tensors = (out, LU, X, order, inverses, sums, pivots)
+    out, LU, X, order, inverses, sums, pivots, shape = launch.arguments(out.shape, *tensors)
 
-    common = {name: constants[name] for name in ("BLOCK", "COMPONENTS", "LU_BY_COLUMN", "RAGGED")}
-    programs = batch_size * (launch.ceil_div(k, block) * (block // 16) + launch.ceil_div(m, 32))
-    launch.run(prepare_kernel, programs, args, {"ROWS": 32, **common}, num_warps=1)
+    programs = batch_size * (launch.ceil_div(k, block) * (block // 16) + launch.ceil_div(m, rows))
+    constants = {"BLOCK": block, "ROWS": rows, "RAGGED": ragged}
+    launch.run(prepare_kernel, programs, (LU, order, inverses, pivots, shape), constants, num_warps=1)
 
     def tiles_after(J):
         return sum(launch.ceil_div(max(size - J - block, 0), block) for size in (m, n))
 
-    constants |= {"FORWARD": forward, "TERMS": terms, "PIECES": pieces, "SPLIT": split}
+    args = (out, LU, X, order, inverses, sums, shape)
+    constants = {"FORWARD": forward, "BLOCK": block, "TERMS": terms, "PIECES": pieces, "SPLIT": split, "RAGGED": ragged}
     options = {"num_warps": num_warps, "num_stages": 1}
     launch_diagonal = launch.launcher(step_kernel, {"TILES": False, **constants}, options)
     launch_tiles = launch.launcher(step_kernel, {"TILES": True, **constants}, options)
-    args = args[:-2]  # without the pivots, which `order` replaces
     for J in range(0, k, block) if forward else reversed(range(0, k, block)):
         following = J if forward else J - block
         tasks = 1 + tiles_after(following) * pieces if split and following >= 0 else 1

@@ -1,4 +1,4 @@
-"""The backward of LU and its forward mode for matrices of 33 to 128 rows or columns: a sweep over the diagonal.
+"""The backward of LU and its forward mode for matrices of 33 to 128 rows or columns: one program for each.
 
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
@@ -42,20 +42,19 @@ def _rows(order, first, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _opaque(index, shape):
+def _opaque(index, x):
     """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it.
 
-    With it the kernel of jvp spills 160 bytes less in float32, and 216 in float64.
+    The kernel of jvp spills 160 bytes less in float32, and 216 in float64.
     """
-    return tl.multiple_of(index | (shape[0] >> 31), 16)
+    return tl.multiple_of(index | (x.shape[0] >> 31), 16)
 
 
 @triton.jit
 def _store_inverses(out, LU, order, BLOCK: tl.constexpr):
     """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`."""
-    shape = out[2]
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 16, disable_licm=True):
-        J = _opaque(first, shape)
+    for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), 16, disable_licm=True):
+        J = _opaque(first, LU)
         L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J, J, 16, 16, DIAGONAL=1.0))
         blocks.store(
             out, blocks.merge(L_inverse, U_inverse), J, J, destination=None if order is None else _rows(order, J, 16)
@@ -68,9 +67,8 @@ def _store_inverses(out, LU, order, BLOCK: tl.constexpr):
 @triton.jit
 def _join_inverses(out, LU, order):
     """Completes the inverses of blocks of 16 to those of blocks of 32: for U they lack -U11^-1 U12 U22^-1."""
-    shape = out[2]
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), 32, disable_licm=True):
-        J = _opaque(first, shape)
+    for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), 32, disable_licm=True):
+        J = _opaque(first, LU)
         top = None if order is None else _rows(order, J, 16)
         bottom = None if order is None else _rows(order, J + 16, 16)
         inverse11 = blocks.load(out, J, J, 16, 16, DIAGONAL=1.0, source=top)
@@ -97,146 +95,100 @@ def _load_inverse(out, J, order, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _vjp_side(
-    out,
-    LU,
-    G,
-    destination,
-    W11,
-    J,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
-    """Finds X21; returns W11 - triu(L21^H X21), W11 - tril(X12 U12^H, -1) of transposed matrices."""
-    shape = out[2]
-    m = shape[1] if TRANSPOSED else shape[0]
-    n = shape[0] if TRANSPOSED else shape[1]
+def _vjp_side(out, LU, G, destination, G11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Finds X21; returns G11 - triu(L21^H X21), G11 - tril(X12 U12^H, -1) of transposed matrices."""
+    m = LU.shape[1] if TRANSPOSED else LU.shape[0]
+    n = LU.shape[0] if TRANSPOSED else LU.shape[1]
     R = J + BLOCK
     for first_row in tl.range(R, m, ROWS, disable_licm=True):
-        i = _opaque(first_row, shape)
-        W = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
-        total = field.constant_like(W, 0.0)
+        i = _opaque(first_row, LU)
+        # X21 = (G21 - S U12^H) U11^-H
+        G21 = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
+        total = field.constant_like(G21, 0.0)
         rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
         for first_col in tl.range(R, n, 16, disable_licm=True):
-            c = _opaque(first_col, shape)
+            c = _opaque(first_col, LU)
             source = _rows(destination, c, 16) if TRANSPOSED else rows
             S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
             U12 = blocks.load(LU, J, c, BLOCK, 16, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12)))
         U_inverse = _load_inverse(out, J, destination, BLOCK, TRANSPOSED)
-        X21 = field.dot(field.subtract(W, total), blocks.adjoint(U_inverse))
+        X21 = field.dot(field.subtract(G21, total), blocks.adjoint(U_inverse))
         blocks.store(out, X21, i, J, TRANSPOSED, rows)
+
+        # G11 - triu(L21^H X21), or G11 - tril(X12 U12^H, -1)
         L21 = blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED)
         product = field.dot(blocks.adjoint(L21), X21)
         if TRANSPOSED:
-            W11 = field.subtract(W11, blocks.strictly_lower(layout.transpose(product)))
+            G11 = field.subtract(G11, blocks.strictly_lower(layout.transpose(product)))
         else:
-            W11 = field.subtract(W11, blocks.upper(product))
-    return W11
+            G11 = field.subtract(G11, blocks.upper(product))
+    return G11
 
 
 @triton.jit
 def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    shape = out[2]
     _store_inverses(out, LU, destination, BLOCK)
-    steps = tl.cdiv(tl.minimum(shape[0], shape[1]), BLOCK)
+    steps = tl.cdiv(tl.minimum(LU.shape[0], LU.shape[1]), BLOCK)
     for step in tl.range(steps, disable_licm=True):
-        J = _opaque((steps - 1 - step) * BLOCK, shape)
-        W11 = blocks.load(G, J, J, BLOCK, BLOCK)
-        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, False)
-        W11 = _vjp_side(out, LU, G, destination, W11, J, BLOCK, ROWS, True)
+        J = _opaque((steps - 1 - step) * BLOCK, LU)
+        G11 = blocks.load(G, J, J, BLOCK, BLOCK)
+        # X21, X12, and G11 - tril(X12 U12^H, -1) - triu(L21^H X21)
+        G11 = _vjp_side(out, LU, G, destination, G11, J, BLOCK, ROWS, False)
+        G11 = _vjp_side(out, LU, G, destination, G11, J, BLOCK, ROWS, True)
+        # X11 = vjp(that)
         B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
         U_inverse = _load_inverse(out, J, destination, BLOCK, False)
         L_inverse = layout.transpose(_load_inverse(out, J, destination, BLOCK, True))
-        X11 = blocks.vjp(B11, L_inverse, U_inverse, W11)
+        X11 = blocks.vjp(B11, L_inverse, U_inverse, G11)
         tl.debug_barrier()
         blocks.store(out, X11, J, J, destination=_rows(destination, J, BLOCK))
         tl.debug_barrier()
 
 
 @triton.jit
-def vjp_tile_kernel(
-    out_ptr,
-    LU_ptr,
-    pivots_ptr,
-    G_ptr,
-    out_strides,
-    LU_strides,
-    pivots_strides,
-    G_strides,
-    shape,
-    N: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-):
-    batch = layout.batch_index(tl.program_id(0).to(tl.int64) + tl.arange(0, 1), shape)
-    order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch[0] >= 0, N)
-    _vjp(
-        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, True),
-        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
-        (G_ptr, G_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, True),
-        order,
-        BLOCK,
-        ROWS,
-    )
-
-
-@triton.jit
-def _jvp_remainder(out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _remainder(out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """dA - dL20 U01 - L20 dU01, at (i, J)."""
     rows = _rows(source, J, BLOCK) if TRANSPOSED else _rows(source, i, ROWS)
-    W = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
-    total = field.constant_like(W, 0.0)
+    dA = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
+    total = field.constant_like(dA, 0.0)
     for first in tl.range(0, J, 16, disable_licm=True):
-        c = _opaque(first, out[2])
+        c = _opaque(first, LU)
         dL = blocks.load(out, i, c, ROWS, 16, TRANSPOSED)
         U = blocks.load(LU, c, J, 16, BLOCK, TRANSPOSED)
         total = field.add(total, field.dot(dL, U))
         L = blocks.load(LU, i, c, ROWS, 16, TRANSPOSED)
         dU = blocks.load(out, c, J, 16, BLOCK, TRANSPOSED)
         total = field.add(total, field.dot(L, dU))
-    return field.subtract(W, total)
+    return field.subtract(dA, total)
 
 
 @triton.jit
-def _jvp_side(
-    out,
-    LU,
-    E,
-    source,
-    dB11,
-    J,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-):
-    """Finds dL21."""
-    shape = out[2]
-    for first in tl.range(J + BLOCK, shape[1] if TRANSPOSED else shape[0], ROWS, disable_licm=True):
-        i = _opaque(first, shape)
-        W = _jvp_remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED)
+def _jvp_side(out, LU, E, source, dB11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Finds dL21, or dU12^T of transposed matrices."""
+    m = LU.shape[1] if TRANSPOSED else LU.shape[0]
+    for first in tl.range(J + BLOCK, m, ROWS, disable_licm=True):
+        i = _opaque(first, LU)
+        # dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1
+        dA21 = _remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED)
         dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
-        W = field.subtract(W, field.dot(blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11))
+        dA21 = field.subtract(dA21, field.dot(blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11))
         U_inverse = _load_inverse(out, J, None, BLOCK, TRANSPOSED)
-        blocks.store(out, field.dot(W, U_inverse), i, J, TRANSPOSED)
+        blocks.store(out, field.dot(dA21, U_inverse), i, J, TRANSPOSED)
 
 
 @triton.jit
 def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    shape = out[2]
     _store_inverses(out, LU, None, BLOCK)
-    for first in tl.range(0, tl.minimum(shape[0], shape[1]), BLOCK, disable_licm=True):
-        J = _opaque(first, shape)
-        W11 = _jvp_remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False)
+    for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), BLOCK, disable_licm=True):
+        J = _opaque(first, LU)
+        # dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
+        dA11 = _remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False)
         B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
         U_inverse = _load_inverse(out, J, None, BLOCK, False)
         L_inverse = layout.transpose(_load_inverse(out, J, None, BLOCK, True))
-        dB11 = blocks.jvp(B11, L_inverse, U_inverse, W11)
+        dB11 = blocks.jvp(B11, L_inverse, U_inverse, dA11)
+        # dL21, dU12
         _jvp_side(out, LU, E, source, dB11, J, BLOCK, ROWS, False)
         _jvp_side(out, LU, E, source, dB11, J, BLOCK, ROWS, True)
         tl.debug_barrier()
@@ -244,59 +196,43 @@ def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr):
         tl.debug_barrier()
 
 
+MAPS = {"vjp": _vjp, "jvp": _jvp}
+
+
 @triton.jit
-def jvp_tile_kernel(
-    out_ptr,
-    LU_ptr,
-    pivots_ptr,
-    E_ptr,
-    out_strides,
-    LU_strides,
-    pivots_strides,
-    E_strides,
+def tile_kernel(
+    out,
+    LU,
+    pivots,
+    X,
     shape,
+    MAP: tl.constexpr,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
 ):
-    batch = layout.batch_index(tl.program_id(0).to(tl.int64) + tl.arange(0, 1), shape)
-    order = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch[0] >= 0, N)
-    _jvp(
-        (out_ptr, out_strides, shape, batch, COMPONENTS, OUT_BY_COLUMN, True),
-        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
-        (E_ptr, E_strides, shape, batch, COMPONENTS, IN_BY_COLUMN, True),
-        order,
+    batch, exists = layout.batch_of_one(tl.program_id(0), shape)
+    MAP(
+        layout.Matrix(*out, shape, batch, exists, True),
+        layout.Matrix(*LU, shape, batch, exists, True),
+        layout.Matrix(*X, shape, batch, exists, True),
+        permutation.destinations(layout.Matrix(*pivots, shape, batch, exists, True), N),
         BLOCK,
         ROWS,
     )
 
 
-def vjp(out, LU, pivots, G, **options):
-    """`warp.vjp` for m or n from 33 to 128. Options:
+def evaluate(name, out, LU, pivots, X, *, block, rows, registers, num_warps):
+    """`warp.evaluate` of "vjp" or "jvp" for m or n from 33 to 128. Options:
 
     block: the width of the diagonal blocks, 16 or 32.
     rows: how many are taken at a time, 16 or 32.
     registers: that a thread may have, at most.
     num_warps
     """
-    _launch(vjp_tile_kernel, out, LU, pivots, G, **options)
-
-
-def jvp(out, LU, pivots, E, **options):
-    """`warp.jvp` for m or n from 33 to 128. Options are those of `vjp`."""
-    _launch(jvp_tile_kernel, out, LU, pivots, E, **options)
-
-
-def _launch(kernel, out, LU, pivots, x, *, block, rows, registers, num_warps):
     if out.numel() == 0:
         return
-    N = launch.power_of_two(max(out.shape[-2:]))
-    args, constants = launch.arguments(out, LU, pivots, x, N)
-    del constants["RAGGED"]  # the kernels test every access
-    constants |= {"N": N, "BLOCK": block, "ROWS": rows}
+    args = launch.arguments(out.shape, out, LU, pivots, X)
+    constants = {"MAP": MAPS[name], "N": launch.power_of_two(max(out.shape[-2:])), "BLOCK": block, "ROWS": rows}
     options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": registers}
-    launch.run(kernel, out.shape[:-2].numel(), args, constants, **options)
+    launch.run(tile_kernel, out.shape[:-2].numel(), args, constants, **options)

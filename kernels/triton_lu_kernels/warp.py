@@ -24,83 +24,44 @@ straight to its place; nothing else is touched. No sum crosses matrices: a matri
 import triton
 import triton.language as tl
 
-from . import field, launch, layout, permutation, substitution, two_by_two
+from . import field, launch, layout, permutation, substitution
 
 
 @triton.jit
-def vjp_kernel(
-    out_ptr,
-    LU_ptr,
-    pivots_ptr,
-    G_ptr,
-    out_strides,
-    LU_strides,
-    pivots_strides,
-    G_strides,
-    shape,
-    batch_size,
-    N: tl.constexpr,
-    MATRICES: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
-    B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
-    G = layout.load_tile(G_ptr, G_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED)
-    destination = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
+def _vjp(out, LU, pivots, G, N: tl.constexpr):
+    B = layout.load_tile(LU, N, N, 1.0)
+    G = layout.load_tile(G, N, N)
+    destination = permutation.destinations(pivots, N)
 
-    # Products and solves are with L^H and U^H: of the conjugated B, with L^T and U^T.
+    # tril(L^H G, -1) + triu(G U^H). Products and solves are with L^T and U^T, of the conjugated B.
     factors = layout.unstack(field.conjugate(B))
     cols = layout.unstack(G)
     cols = substitution.merge_columns(cols, substitution.product(factors, cols, UPPER=True, TRANSPOSED=False))
     rows = layout.turn(cols)
     rows = substitution.merge_rows(substitution.product(factors, rows, UPPER=False, TRANSPOSED=True), rows)
 
-    # The solves broadcast the same scalars as the products did. Of the negated columns these are different values: the
-    # compiler cannot merge the broadcasts, which would keep N^2 of them in registers from there to here.
+    # X = L^-H (..) U^-H. The solves broadcast the same scalars as the products did. Of the negated columns these are
+    # different values: the compiler cannot merge the broadcasts, which would keep N^2 of them in registers in between.
     negated = substitution.negate(factors)
     rows = substitution.solve(negated, rows, UPPER=False, TRANSPOSED=True)
-    X = layout.stack(substitution.solve(negated, layout.turn(rows), UPPER=True, TRANSPOSED=False))
+    cols = substitution.solve(negated, layout.turn(rows), UPPER=True, TRANSPOSED=False)
 
-    layout.store_tile(out_ptr, out_strides, shape, batch, batch_mask, destination, X, OUT_BY_COLUMN, RAGGED)
+    layout.store_tile(out, layout.stack(cols), destination=destination)  # P X
 
 
 @triton.jit
-def jvp_kernel(
-    out_ptr,
-    LU_ptr,
-    pivots_ptr,
-    E_ptr,
-    out_strides,
-    LU_strides,
-    pivots_strides,
-    E_strides,
-    shape,
-    batch_size,
-    N: tl.constexpr,
-    MATRICES: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
-    source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
-    E = layout.load_tile(
-        E_ptr, E_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
-    )
-    B = layout.load_tile(LU_ptr, LU_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED, 1.0)
+def _jvp(out, LU, pivots, E, N: tl.constexpr):
+    source = permutation.destinations(pivots, N)
+    dA = layout.load_tile(E, N, N, source=source)  # P^T E
+    B = layout.load_tile(LU, N, N, 1.0)
 
-    # The step of `vjp_kernel`, each transposed, from the last to the first; `negated` for the same reason.
+    # M = L^-1 dA U^-1; `negated` for the same reason as in `_vjp`
     factors = layout.unstack(B)
     negated = substitution.negate(factors)
-    cols = substitution.solve(negated, layout.unstack(E), UPPER=True, TRANSPOSED=True)
+    cols = substitution.solve(negated, layout.unstack(dA), UPPER=True, TRANSPOSED=True)
     rows = substitution.solve(negated, layout.turn(cols), UPPER=False, TRANSPOSED=False)
 
+    # L tril(M, -1) + triu(M) U
     zero = substitution.zero_like(rows)
     lower = substitution.merge_rows(rows, zero)
     rows = substitution.merge_rows(substitution.product(factors, lower, UPPER=False, TRANSPOSED=False), rows)
@@ -108,84 +69,63 @@ def jvp_kernel(
     upper = substitution.merge_columns(zero, cols)
     cols = substitution.merge_columns(cols, substitution.product(factors, upper, UPPER=True, TRANSPOSED=True))
 
-    dB = layout.stack(cols)
-    layout.store_tile(out_ptr, out_strides, shape, batch, batch_mask, None, dB, OUT_BY_COLUMN, RAGGED)
+    layout.store_tile(out, layout.stack(cols))
 
 
 @triton.jit
-def curvature_kernel(
-    out_ptr,
-    D_ptr,
-    pivots_ptr,
-    Y_ptr,
-    out_strides,
-    D_strides,
-    pivots_strides,
-    Y_strides,
-    shape,
-    batch_size,
-    N: tl.constexpr,
-    MATRICES: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    OUT_BY_COLUMN: tl.constexpr,
-    LU_BY_COLUMN: tl.constexpr,
-    IN_BY_COLUMN: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    batch, batch_mask = layout.batch_of_program(shape, batch_size, MATRICES)
-    source = permutation.destinations(pivots_ptr, pivots_strides, shape, batch, batch_mask, N)
-    X = layout.load_tile(
-        Y_ptr, Y_strides, shape, batch, batch_mask, N, N, COMPONENTS, IN_BY_COLUMN, RAGGED, source=source
-    )
-    D = layout.load_tile(D_ptr, D_strides, shape, batch, batch_mask, N, N, COMPONENTS, LU_BY_COLUMN, RAGGED)
+def _curvature(out, D, pivots, Y, N: tl.constexpr):
+    source = permutation.destinations(pivots, N)
+    X = layout.load_tile(Y, N, N, source=source)  # P^T Y
+    D = layout.load_tile(D, N, N)
 
+    # -tril(X dU^H, -1) - triu(dL^H X)
     factors = layout.unstack(field.conjugate(D))
     cols = layout.unstack(X)
     rows = substitution.product(factors, layout.turn(cols), UPPER=False, TRANSPOSED=True, UNIT=False)
     cols = substitution.product(factors, cols, UPPER=True, TRANSPOSED=False)
     K = field.negate(layout.stack(substitution.merge_columns(cols, layout.turn(rows))))
-    layout.store_tile(out_ptr, out_strides, shape, batch, batch_mask, None, K, OUT_BY_COLUMN, RAGGED)
+
+    layout.store_tile(out, K)
 
 
-def vjp(out, LU, pivots, G, *, matrices, num_warps):
-    """Writes the backward of LU to `out`: P X with X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H.
+MAPS = {"vjp": _vjp, "jvp": _jvp, "curvature": _curvature}
 
-    `out`, `LU` and `G` are [*batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 32;
+
+@triton.jit
+def warp_kernel(
+    out,
+    LU,
+    pivots,
+    X,
+    shape,
+    batch_size,
+    MAP: tl.constexpr,
+    N: tl.constexpr,
+    MATRICES: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    MAP(
+        layout.Matrix(*out, shape, batch, exists, RAGGED),
+        layout.Matrix(*LU, shape, batch, exists, RAGGED),
+        layout.Matrix(*pivots, shape, batch, exists, RAGGED),
+        layout.Matrix(*X, shape, batch, exists, RAGGED),
+        N,
+    )
+
+
+def evaluate(name, out, LU, pivots, X, *, matrices, num_warps):
+    """Writes a map to `out`: "vjp" of G = X, "jvp" of E = X, or "curvature" of D = LU and Y = X.
+
+    `out`, `LU` and `X` are [*batch, m, n] of one dtype (float32, float64, complex64, complex128), m and n at most 16;
     `pivots` is [*batch, min(m, n)] int32. Any strides, expanded inputs too; `out` overlaps nothing. `matrices`, a power
-    of two, is the number of them that each program of `num_warps` warps takes; a program takes a single one if m or n
-    is above 16. Nothing is validated here, and nothing launched for an empty `out`.
+    of two, is the number of them that each program of `num_warps` warps takes. Nothing is validated, and nothing
+    launched for an empty `out`.
     """
-    if max(out.shape[-2:]) > 16:
-        two_by_two.vjp(out, LU, pivots, G, num_warps=num_warps)
-    else:
-        _launch(vjp_kernel, out, LU, pivots, G, matrices, num_warps)
-
-
-def jvp(out, LU, pivots, E, *, matrices, num_warps):
-    """Writes the forward mode of LU to `out`: L tril(M, -1) + triu(M) U with M = L^-1 (P^T E) U^-1.
-
-    Arguments as those of `vjp`, E for G.
-    """
-    if max(out.shape[-2:]) > 16:
-        two_by_two.jvp(out, LU, pivots, E, num_warps=num_warps)
-    else:
-        _launch(jvp_kernel, out, LU, pivots, E, matrices, num_warps)
-
-
-def curvature(out, D, pivots, Y, *, matrices, num_warps):
-    """Writes the product of second derivatives to `out`: -tril(X dU^H, -1) - triu(dL^H X) with X = P^T Y.
-
-    Arguments as those of `vjp`, D and Y for LU and G; m and n at most 16.
-    """
-    _launch(curvature_kernel, out, D, pivots, Y, matrices, num_warps)
-
-
-def _launch(kernel, out, LU, pivots, x, matrices, num_warps):
     if out.numel() == 0:
         return
     batch_size, (m, n) = out.shape[:-2].numel(), out.shape[-2:]
     N = launch.power_of_two(max(m, n))
-    args, constants = launch.arguments(out, LU, pivots, x, N)
-    constants |= {"N": N, "MATRICES": matrices}
-    programs = launch.ceil_div(batch_size, matrices)
-    launch.run(kernel, programs, (*args, batch_size), constants, num_warps=num_warps)
+    args = (*launch.arguments(out.shape, out, LU, pivots, X), batch_size)
+    constants = {"MAP": MAPS[name], "N": N, "MATRICES": matrices, "RAGGED": (m, n) != (N, N)}
+    launch.run(warp_kernel, launch.ceil_div(batch_size, matrices), args, constants, num_warps=num_warps)

@@ -31,6 +31,8 @@ class Driver(NoDevice):
             leave(metadata)
 
     def describe(self, argument):
+        if isinstance(argument, tuple):
+            return tuple(map(self.describe, argument))
         if not isinstance(argument, torch.Tensor):
             return argument
         address = argument.data_ptr()

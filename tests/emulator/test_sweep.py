@@ -23,7 +23,7 @@ def run(name, LU, pivots, X, split=True, **options):
     for x in (out, inverses, sums):
         x.fill_(torch.nan)
     with ptxrun.device(**options) as reports:
-        getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **asdict(chosen))
+        sweep.evaluate(name, out, LU, pivots, X, order.fill_(-1), inverses, sums, **asdict(chosen))
     return out, reports
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from triton_lu_kernels import tile, warp
+from triton_lu_kernels import tile, two_by_two, warp
 
 import triton_lu
 from tests.support.assertions import assert_agrees, same_bits
@@ -33,9 +33,11 @@ def run(name, LU, pivots, X, out=None, matrices=2):
     out.fill_(torch.nan)
     if max(X.shape[1:]) > 32:
         block, rows = {torch.float32: (16, 32), torch.float64: (32, 32)}.get(X.dtype, (16, 16))
-        getattr(tile, name)(out, LU, pivots, X, block=block, rows=rows, registers=255, num_warps=1)
+        tile.evaluate(name, out, LU, pivots, X, block=block, rows=rows, registers=255, num_warps=1)
+    elif max(X.shape[1:]) > 16:
+        two_by_two.evaluate(name, out, LU, pivots, X, registers=255, num_warps=1)
     else:
-        getattr(warp, name)(out, LU, pivots, X, matrices=matrices, num_warps=1)
+        warp.evaluate(name, out, LU, pivots, X, matrices=matrices, num_warps=1)
     return out
 
 

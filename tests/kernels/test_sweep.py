@@ -18,9 +18,10 @@ def run(name, LU, pivots, X, out=None, block=16, split=True):
     out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
     options = {"block": block, "pieces": 2, "split": split}
     order, inverses, sums = sweep.workspace(out, **options)
+    options |= {"terms": 16, "rows": 32, "num_warps": 4}
     for x in (out, inverses, sums):
         x.fill_(torch.nan)
-    getattr(sweep, name)(out, LU, pivots, X, order.fill_(-1), inverses, sums, **options, terms=16, num_warps=4)
+    sweep.evaluate(name, out, LU, pivots, X, order.fill_(-1), inverses, sums, **options)
     return out
 
 

@@ -39,6 +39,25 @@ class Warp:
 
 
 @dataclass(frozen=True)
+class TwoByTwo:
+    """A kernel of the regime of two by two blocks: one matrix per program, at most so many registers per thread."""
+
+    registers: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The kernel that finds the order of rows, so many per program."""
+
+    rows: int
+    num_warps: int
+
+
+ORDER = Order(rows=32, num_warps=1)  # a row per lane
+
+
+@dataclass(frozen=True)
 class Factor:
     """A kernel of the factorization: a matrix in registers, column by column, its rows over the lanes of a warp.
 
@@ -71,6 +90,7 @@ class Sweep:
     block: width of the diagonal blocks and of the tiles.
     terms: sums load their factors so many terms at a time.
     pieces: of how many sums the sum for a tile consists.
+    rows: of how many each program that prepares the sweep finds the place under P.
     split: whether these have programs of their own; the bits are the same, and the workspace has a block for each.
     """
 
@@ -78,6 +98,7 @@ class Sweep:
     terms: int
     num_warps: int
     pieces: int = 4
+    rows: int = 32
     split: bool = False
 
 
@@ -98,7 +119,7 @@ _SWEEP = {  # blocks as wide as the registers hold: with half the width there ar
 }
 
 
-Kernel = Factor | Warp | Tile | Sweep | Curvature
+Kernel = Factor | Warp | TwoByTwo | Tile | Sweep | Curvature
 
 
 def kernel(
@@ -120,8 +141,8 @@ def kernel(
         if dtype.is_complex:  # with 168 registers it spills more than the L1 cache holds
             return Tile(block=16, rows=16, registers=255, num_warps=2 if dtype == torch.complex128 else 1)
         return Tile(block=16, rows=32 if dtype == torch.float32 else 16, registers=168, num_warps=1)
-    if largest > 16:  # one row per lane: a warp holds a matrix of 32 rows, two of 16 ...
-        return Warp(matrices=1, num_warps=1)
+    if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
+        return TwoByTwo(registers=168 if dtype == torch.float32 else 255, num_warps=1)  # twelve programs, or eight
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
