@@ -8,14 +8,12 @@ matrix products. `curvature` and `mixed`, the maps of higher derivatives, consis
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import numpy_backend, plan
+from triton_lu import numpy_backend, plan, row_order
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -70,101 +68,7 @@ def eliminate_(A: Tensor) -> None:
     eliminate_(A[..., h:, h:])
 
 
-def permutation(pivots: Tensor, m: int) -> Tensor:
-    """Row i of Pᵀ A is row permutation[i] of A."""
-    return _exchange(pivots, m, inverse=False, stride=0).view(*pivots.shape[:-1], m)
-
-
-def _permutation_of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
-    """The same with the rows of the whole batch numbered through, as one vector. The inverse: row i of P X is row
-    permutation[i] of X."""
-    if pivots.is_cuda:  # where the operator is one kernel
-        order = torch.ops.triton_lu.permutation(pivots, m)
-        return _number(order.view(pivots.shape[:-1].numel(), m), inverse=inverse, stride=m)
-    return _exchange(pivots, m, inverse=inverse, stride=m)
-
-
-def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
-    """The rows of the batch in that order or its inverse, numbered from i stride in matrix i."""
-    batch, m = order.shape
-    numbers = torch.arange(m, device=order.device) + stride * torch.arange(batch, device=order.device)[:, None]
-    moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
-    return moved.view(-1)
-
-
-def _exchange(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
-    """The rows, numbered from i stride in matrix i, after the exchanges of the factorization or the same in reverse."""
-    k = pivots.shape[-1]
-    batch = pivots.shape[:-1].numel()
-    form = plan.permutation(batch, m, k, pivots.device.type)
-    pivots = pivots.reshape(batch, k)
-    if form == "links":
-        return _number(_follow_links(pivots, m), inverse=inverse, stride=stride)
-    steps = range(k)[::-1] if inverse else range(k)
-    if form == "by matrix":
-        return _exchange_by_matrix(pivots, m, steps, stride)
-    orders = _exchange_by_table if form == "by table" else _exchange_by_step
-    order = orders(pivots.numpy(), m, steps) + stride * np.arange(batch)[:, None]
-    return torch.from_numpy(order.reshape(-1))
-
-
-def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: int) -> Tensor:
-    """By their definition, one exchange after the other in Python."""
-    numbers: list[int] = []
-    for matrix, chosen in enumerate(pivots.tolist()):
-        numbers += numpy_backend.exchange_([*range(matrix * stride, matrix * stride + m)], chosen, steps)
-    return torch.from_numpy(np.array(numbers, dtype=np.int64))  # torch.tensor takes four times as long
-
-
-def _exchange_by_step(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
-    """The orders [batch, m] of many matrices, with the i-th exchange of all of them at once."""
-    matrix = np.arange(len(pivots))
-    order = np.arange(m)[:, None] + np.zeros_like(matrix)
-    flat = order.reshape(-1)  # NumPy gathers from one dimension faster than from two
-    chosen = len(matrix) * (pivots.T.astype(np.int64) - 1) + matrix
-    for i in steps:
-        found = flat[chosen[i]]
-        flat[chosen[i]] = order[i]
-        order[i] = found
-    return order.T
-
-
-def _exchange_by_table(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
-    """The same, looked up by the pivots as digits of a number."""
-    powers, orders = _all_orders(m, steps)
-    return orders.take((pivots - 1) @ powers, axis=0)
-
-
-@lru_cache(maxsize=32)
-def _all_orders(m: int, steps: range) -> tuple[np.ndarray, np.ndarray]:
-    """The places of digits from 0 to m - 1, and the order of the rows after the exchanges that each number names."""
-    powers = m ** np.arange(len(steps))
-    pivots = np.arange(m ** len(steps))[:, None] // powers % m + 1
-    return powers, _exchange_by_step(pivots, m, steps)
-
-
-def _follow_links(pivots: Tensor, m: int) -> Tensor:
-    """The permutation with all exchanges at once: O(log k) passes, no chain of k dependent steps.
-
-    Step i of the factorization exchanges the rows at positions i and pivots[i] - 1 >= i. A position is touched by the
-    earlier steps that chose it, then by its own step: `earlier` links each step to the one that chose the same row
-    before it, `latest` each position to the last step that chose it. The row found at position i by step i follows the
-    links to their root, resolved for all i by pointer doubling.
-    """
-    k = pivots.shape[-1]
-    chosen = pivots.long() - 1
-    step = torch.arange(m, device=pivots.device)
-    steps = step[:k].expand_as(chosen)
-    in_order, order = chosen.sort(dim=-1, stable=True)
-    link = torch.where(in_order[..., 1:] == in_order[..., :-1], order[..., :-1], -1)
-    earlier = torch.full_like(chosen, -1).scatter_(-1, order[..., 1:], link)
-    latest = chosen.new_full((*chosen.shape[:-1], m), -1).scatter_reduce_(-1, chosen, steps, "amax")
-    latest[..., :k] = torch.where(chosen == steps, earlier, latest[..., :k])
-    found = torch.where(latest < 0, step, latest)
-    for _ in range((k - 1).bit_length()):
-        found = found.gather(-1, found)
-    final = torch.where(earlier < 0, chosen, found.gather(-1, earlier.clamp_(min=0)))
-    return torch.cat([final, found[..., k:]], -1)
+permutation = row_order.permutation
 
 
 def _small_form(name: str, X: Tensor) -> str | None:
@@ -175,7 +79,7 @@ def _small_form(name: str, X: Tensor) -> str | None:
 def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
     """Pᵀ X, or the inverse P X, contiguous."""
     m, n = X.shape[-2:]
-    order = _permutation_of_batch(pivots, m, inverse=inverse)
+    order = row_order.of_batch(pivots, m, inverse=inverse)
     return torch.index_select(X.reshape(-1, n), 0, order).view(X.shape)
 
 
@@ -203,7 +107,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     m, n = X.shape[-2:]
     if n <= plan.PANEL:
         return _permuted(X, pivots, inverse=True)
-    origin = _permutation_of_batch(pivots, m, inverse=True)
+    origin = row_order.of_batch(pivots, m, inverse=True)
     flat = X.view(-1, n)
     workspace = flat.new_empty(len(flat), plan.PANEL)
     for panel in flat.split(plan.PANEL, dim=-1):  # in place: a second copy would be half of the memory of a backward

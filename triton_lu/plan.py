@@ -151,19 +151,16 @@ def one_by_one(shape: torch.Size, device: str) -> bool:
 def permutation(batch: int, m: int, k: int, device: str) -> str:
     """How `batch` permutations of m rows are found from their k exchanges: "by table", "by matrix", "by step", "links".
 
-    On a CPU an exchange in Python takes 0.1 to 0.3 µs, a step of all matrices together at least 2 µs, and the parallel
-    form, which has no chain of k dependent steps, at least 150 µs for its 27 operations. For 10,000 matrices of 4×4
-    they take 20, 0.3 and 4.6 ms, for 64 of 128×128 2, 0.3 and 0.5 ms. A table of all permutations takes 13 µs instead
-    of 24 for 100 of 4×4, 0.1 ms for 10,000; one of 65,536 entries is slower. On a GPU, where the links take 0.3 to
-    0.6 ms for any matrix, they are the form without a kernel.
+    A table of all permutations takes 13 µs instead of 24 for 100 of 4×4; one of 65,536 entries is slower. Up to 24
+    matrices exchange by exchange in Python take less time than step by step all at once, whatever k; the links as long
+    or up to four times as long as the better of these. On a GPU they are the form without a kernel: it has no chain of
+    k dependent operations.
     """
     if device != "cpu" or batch * k == 0:
         return "links"
     if batch > 1 and batch * k > 48 and m ** (k + 1) <= 16384:
         return "by table"
-    if batch * k <= (2048 if batch == 1 else 256):
-        return "by matrix"
-    return "by step" if k <= 128 else "links"
+    return "by matrix" if batch <= 24 else "by step"
 
 
 @dataclass(frozen=True)
