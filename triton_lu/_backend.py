@@ -30,8 +30,10 @@ def backend(choice: str) -> Iterator[None]:
             operations on any device. Factorizations and products of higher derivatives without a kernel
             are ATen's under every choice.
 
+    CUDA tensors have no kernels without Triton, on GPUs of other makers, or below compute capability 8.0.
+
     Raises:
-        ValueError: for any other choice.
+        ValueError: for any other choice. RuntimeError, of an operator under "triton": its tensors have no kernels.
     """
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")

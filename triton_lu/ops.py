@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu import aten_backend, plan
+from triton_lu import aten_backend, hardware, plan
 from triton_lu._backend import current
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -79,11 +79,19 @@ for _name, _fake in _shapes.items():
 
 def by_kernel(name: str, X: Tensor, on_cuda: bool) -> bool:
     """Whether the backend in force means Triton for this problem."""
+    m, n = X.shape[-2:]
+    return _on_triton(X, on_cuda) and (
+        current() == "triton" or (_has_kernel(name, X) and plan.kernel_pays(name, m, n, X.dtype))
+    )
+
+
+def _on_triton(X: Tensor, on_cuda: bool) -> bool:
+    """Whether it means Triton for tensors where X is, if there is a kernel."""
     choice = current()
-    if choice == "auto" and on_cuda:
-        m, n = X.shape[-2:]
-        return _has_kernel(name, X) and plan.kernel_pays(name, m, n, X.dtype)
-    return choice == "triton"
+    if choice == "triton":
+        hardware.require_kernels(X.device)
+        return True
+    return choice == "auto" and on_cuda and hardware.obstacle(X.device) is None
 
 
 def _has_kernel(name: str, X: Tensor) -> bool:
@@ -122,7 +130,7 @@ def _run_permutation(pivots: Tensor, m: int, *, on_cuda: bool) -> Tensor:
         first, last = map(int, pivots.aminmax())
         if first < 1 or last > m:
             raise RuntimeError(f"`permutation` expects pivots from 1 to m = {m}; got pivots from {first} to {last}")
-    if current() == "triton" or (current() == "auto" and on_cuda):
+    if _on_triton(pivots, on_cuda):
         from triton_lu import triton_backend
 
         return triton_backend.permutation(pivots, m)
