@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import numpy_backend, plan, row_order
+from triton_lu import elimination, numpy_backend, plan, row_order
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -21,19 +21,21 @@ from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
     with full_precision(A):
-        if not pivot:
-            return _factor_in_place(A)
-        return _factor_one_by_one(A) if plan.one_by_one(A.shape, A.device.type) else tuple(torch.linalg.lu_factor_ex(A))
+        if not (pivot or A.is_cuda):
+            return _factor_without_exchanges(A)
+        if plan.one_by_one(A.shape, A.device.type):
+            return _factor_one_by_one(A)
+        return tuple(torch.linalg.lu_factor_ex(A, pivot=pivot))
 
 
-def _factor_in_place(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Without exchanges."""
+def _factor_without_exchanges(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """On a CPU, where PyTorch does not."""
+    m, n = A.shape[-2:]
     LU, pivots, infos = empty_factors(A)
-    LU.copy_(A)
     if LU.numel():
-        eliminate_(LU)
+        elimination.eliminate_(LU.copy_(A).view(-1, m, n))
     k = pivots.shape[-1]
-    step = torch.arange(1, k + 1, dtype=torch.int32, device=A.device)
+    step = torch.arange(1, k + 1, dtype=torch.int32)
     pivots.copy_(step.expand_as(pivots))
     if k == 0:
         return LU, pivots, infos.zero_()
@@ -47,25 +49,6 @@ def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for matrix, *result in zip(A.flatten(0, -3), *results, strict=True):
         torch.linalg.lu_factor_ex(matrix, out=result)
     return LU, pivots, infos
-
-
-def eliminate_(A: Tensor) -> None:
-    """Gaussian elimination without pivoting, in place, recursive in the columns: [A₁ A₂] -> L\\U.
-
-    Like LAPACK it does not divide by a pivot that is exactly zero and goes on.
-    """
-    m, n = A.shape[-2:]
-    if m == 1:
-        return
-    if n == 1:
-        pivot = A[..., :1, :]
-        A[..., 1:, :] /= torch.where(pivot == 0, 1, pivot)
-        return
-    h = min(m, n) // 2
-    eliminate_(A[..., :h])
-    A[..., :h, h:] = solve_triangular(A[..., :h, :h], A[..., :h, h:], upper=False, unitriangular=True)
-    A[..., h:, h:] -= A[..., h:, :h] @ A[..., :h, h:]
-    eliminate_(A[..., h:, h:])
 
 
 permutation = row_order.permutation
