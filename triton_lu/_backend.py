@@ -35,8 +35,11 @@ def backend(choice: str) -> Iterator[None]:
             operations on any device. Factorizations and products of higher derivatives without a kernel
             are ATen's under every choice.
 
+    CUDA tensors have no kernels without Triton, on GPUs of other makers, or below compute capability 8.0.
+
     Raises:
-        ValueError: for any other choice. RuntimeError: entered in code that is being compiled, exported or traced.
+        ValueError: for any other choice. RuntimeError: entered in code that is being compiled, exported or traced; or, of
+        an operator under "triton", its tensors have no kernels.
 
     Example:
         >>> A = torch.eye(3, requires_grad=True)

@@ -122,7 +122,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     Returns:
         [..., m] int64: row i of Pᵀ A is row permutation[i] of A. Not differentiable.
 
-    All exchanges are resolved in parallel, in O(log k) steps (pointer doubling), not one after the other.
+    Any exchanges are meant, as by `lu_unpack`: a row may also be exchanged with one before it.
 
     Raises:
         TypeError: pivots are no tensor. RuntimeError: pivots are not int32, have no dimension, k > m, or, on a CPU, are

@@ -9,14 +9,12 @@ docs/mathematics.md derives them.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import numpy_backend, plan
+from triton_lu import elimination, numpy_backend, plan, row_order
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -24,19 +22,21 @@ from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (LU, pivots, infos)."""
     with full_precision(A):
-        if not pivot:
-            return _factor_in_place(A)
-        return _factor_one_by_one(A) if plan.one_by_one(A.shape, A.device.type) else tuple(torch.linalg.lu_factor_ex(A))
+        if not (pivot or A.is_cuda):
+            return _factor_without_exchanges(A)
+        if plan.one_by_one(A.shape, A.device.type):
+            return _factor_one_by_one(A)
+        return tuple(torch.linalg.lu_factor_ex(A, pivot=pivot))
 
 
-def _factor_in_place(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Without exchanges."""
+def _factor_without_exchanges(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """On a CPU, where PyTorch does not."""
+    m, n = A.shape[-2:]
     LU, pivots, infos = empty_factors(A)
-    LU.copy_(A)
     if LU.numel():
-        eliminate_(LU)
+        elimination.eliminate_(LU.copy_(A).view(-1, m, n))
     k = pivots.shape[-1]
-    step = torch.arange(1, k + 1, dtype=torch.int32, device=A.device)
+    step = torch.arange(1, k + 1, dtype=torch.int32)
     pivots.copy_(step.expand_as(pivots))
     if k == 0:
         return LU, pivots, infos.zero_()
@@ -52,120 +52,7 @@ def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return LU, pivots, infos
 
 
-def eliminate_(A: Tensor) -> None:
-    """Gaussian elimination without pivoting, in place, recursive in the columns: [A₁ A₂] -> L\\U.
-
-    Like LAPACK it does not divide by a pivot that is exactly zero and goes on.
-    """
-    m, n = A.shape[-2:]
-    if m == 1:
-        return
-    if n == 1:
-        pivot = A[..., :1, :]
-        A[..., 1:, :] /= torch.where(pivot == 0, 1, pivot)
-        return
-    h = min(m, n) // 2
-    eliminate_(A[..., :h])
-    A[..., :h, h:] = solve_triangular(A[..., :h, :h], A[..., :h, h:], upper=False, unitriangular=True)
-    A[..., h:, h:] -= A[..., h:, :h] @ A[..., :h, h:]
-    eliminate_(A[..., h:, h:])
-
-
-def permutation(pivots: Tensor, m: int) -> Tensor:
-    """Row i of Pᵀ A is row permutation[i] of A."""
-    return _exchange(pivots, m, inverse=False, stride=0).view(*pivots.shape[:-1], m)
-
-
-def _permutation_of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
-    """The same with the rows of the whole batch numbered through, as one vector. The inverse: row i of P X is row
-    permutation[i] of X."""
-    if pivots.is_cuda:  # where the operator is one kernel
-        order = torch.ops.triton_lu.permutation(pivots, m)
-        return _number(order.view(pivots.shape[:-1].numel(), m), inverse=inverse, stride=m)
-    return _exchange(pivots, m, inverse=inverse, stride=m)
-
-
-def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
-    """The rows of the batch in that order or its inverse, numbered from i stride in matrix i."""
-    batch, m = order.shape
-    numbers = torch.arange(m, device=order.device) + stride * torch.arange(batch, device=order.device)[:, None]
-    moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
-    return moved.view(-1)
-
-
-def _exchange(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
-    """The rows, numbered from i stride in matrix i, after the exchanges of the factorization or the same in reverse."""
-    k = pivots.shape[-1]
-    batch = pivots.shape[:-1].numel()
-    form = plan.permutation(batch, m, k, pivots.device.type)
-    pivots = pivots.reshape(batch, k)
-    if form == "links":
-        return _number(_follow_links(pivots, m), inverse=inverse, stride=stride)
-    steps = range(k)[::-1] if inverse else range(k)
-    if form == "by matrix":
-        return _exchange_by_matrix(pivots, m, steps, stride)
-    orders = _exchange_by_table if form == "by table" else _exchange_by_step
-    order = orders(pivots.numpy(), m, steps) + stride * np.arange(batch)[:, None]
-    return torch.from_numpy(order.reshape(-1))
-
-
-def _exchange_by_matrix(pivots: Tensor, m: int, steps: Sequence[int], stride: int) -> Tensor:
-    """By their definition, one exchange after the other in Python."""
-    numbers: list[int] = []
-    for matrix, chosen in enumerate(pivots.tolist()):
-        numbers += numpy_backend.exchange_([*range(matrix * stride, matrix * stride + m)], chosen, steps)
-    return torch.from_numpy(np.array(numbers, dtype=np.int64))  # torch.tensor takes four times as long
-
-
-def _exchange_by_step(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
-    """The orders [batch, m] of many matrices, with the i-th exchange of all of them at once."""
-    matrix = np.arange(len(pivots))
-    order = np.arange(m)[:, None] + np.zeros_like(matrix)
-    flat = order.reshape(-1)  # NumPy gathers from one dimension faster than from two
-    chosen = len(matrix) * (pivots.T.astype(np.int64) - 1) + matrix
-    for i in steps:
-        found = flat[chosen[i]]
-        flat[chosen[i]] = order[i]
-        order[i] = found
-    return order.T
-
-
-def _exchange_by_table(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
-    """The same, looked up by the pivots as digits of a number."""
-    powers, orders = _all_orders(m, steps)
-    return orders.take((pivots - 1) @ powers, axis=0)
-
-
-@lru_cache(maxsize=32)
-def _all_orders(m: int, steps: range) -> tuple[np.ndarray, np.ndarray]:
-    """The places of digits from 0 to m - 1, and the order of the rows after the exchanges that each number names."""
-    powers = m ** np.arange(len(steps))
-    pivots = np.arange(m ** len(steps))[:, None] // powers % m + 1
-    return powers, _exchange_by_step(pivots, m, steps)
-
-
-def _follow_links(pivots: Tensor, m: int) -> Tensor:
-    """The permutation with all exchanges at once: O(log k) passes, no chain of k dependent steps.
-
-    Step i of the factorization exchanges the rows at positions i and pivots[i] - 1 >= i. A position is touched by the
-    earlier steps that chose it, then by its own step: `earlier` links each step to the one that chose the same row
-    before it, `latest` each position to the last step that chose it. The row found at position i by step i follows the
-    links to their root, resolved for all i by pointer doubling.
-    """
-    k = pivots.shape[-1]
-    chosen = pivots.long() - 1
-    step = torch.arange(m, device=pivots.device)
-    steps = step[:k].expand_as(chosen)
-    in_order, order = chosen.sort(dim=-1, stable=True)
-    link = torch.where(in_order[..., 1:] == in_order[..., :-1], order[..., :-1], -1)
-    earlier = torch.full_like(chosen, -1).scatter_(-1, order[..., 1:], link)
-    latest = chosen.new_full((*chosen.shape[:-1], m), -1).scatter_reduce_(-1, chosen, steps, "amax")
-    latest[..., :k] = torch.where(chosen == steps, earlier, latest[..., :k])
-    found = torch.where(latest < 0, step, latest)
-    for _ in range((k - 1).bit_length()):
-        found = found.gather(-1, found)
-    final = torch.where(earlier < 0, chosen, found.gather(-1, earlier.clamp_(min=0)))
-    return torch.cat([final, found[..., k:]], -1)
+permutation = row_order.permutation
 
 
 def _small_form(name: str, X: Tensor) -> str | None:
@@ -176,7 +63,7 @@ def _small_form(name: str, X: Tensor) -> str | None:
 def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
     """Pᵀ X, or the inverse P X, contiguous."""
     m, n = X.shape[-2:]
-    order = _permutation_of_batch(pivots, m, inverse=inverse)
+    order = row_order.of_batch(pivots, m, inverse=inverse)
     return torch.index_select(X.reshape(-1, n), 0, order).view(X.shape)
 
 
@@ -204,7 +91,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     m, n = X.shape[-2:]
     if n <= plan.PANEL:
         return _permuted(X, pivots, inverse=True)
-    origin = _permutation_of_batch(pivots, m, inverse=True)
+    origin = row_order.of_batch(pivots, m, inverse=True)
     flat = X.view(-1, n)
     workspace = flat.new_empty(len(flat), plan.PANEL)
     for panel in flat.split(plan.PANEL, dim=-1):  # in place: a second copy would be half of the memory of a backward

@@ -5,7 +5,7 @@ For batches they go column by column: blocks of width one, for which the solves 
 problem. Results are in memory of PyTorch's own, which can be resized.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -14,29 +14,15 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import plan
+from triton_lu import plan, row_order
 from triton_lu.results import empty_row_major
 
 Array = np.ndarray
 
 
-def exchange_(order: list[int], pivots: list[int], steps: Iterable[int]) -> list[int]:
-    """Those steps of a factorization exchange the entries of `order`."""
-    for i in steps:
-        j = pivots[i] - 1
-        order[i], order[j] = order[j], order[i]
-    return order
-
-
 def _array(X: Tensor) -> Array:
     """X, one matrix, as [m, n]."""
     return X.numpy(force=True).reshape(X.shape[-2:])
-
-
-def _order(pivots: Tensor, m: int, *, inverse: bool = False) -> list[int]:
-    """The rows of one matrix after the exchanges of the factorization, or the same in reverse."""
-    chosen = pivots.flatten().tolist()
-    return exchange_([*range(m)], chosen, range(len(chosen))[:: -1 if inverse else 1])
 
 
 @lru_cache(maxsize=256)
@@ -82,7 +68,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
             top -= BH1[:, k:] @ W[k:]
         _solve_(BH11, top, left=True, upper=True, unit=True)
     X = empty_row_major(G)
-    W.take(_order(pivots, m, inverse=True), axis=0, out=X.numpy().reshape(m, n), mode="clip")
+    W.take(row_order.of_one(pivots, m, inverse=True), axis=0, out=X.numpy().reshape(m, n), mode="clip")
     return X
 
 
@@ -91,7 +77,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     m, n = E.shape[-2:]
     k = min(m, n)
     below, strict, above = _triangles(m, n)
-    W = np.asarray(_array(E).take(_order(pivots, m), axis=0), order=_layout(E, n, left=True))
+    W = np.asarray(_array(E).take(row_order.of_one(pivots, m), axis=0), order=_layout(E, n, left=True))
     top, left = W[:k], W[:, :k]
     B = _array(LU)
     B11 = torch.from_numpy(B[:k, :k])
@@ -115,7 +101,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     m, n = Y.shape[-2:]
     k = min(m, n)
     below, strict, _ = _triangles(m, n)
-    X = _array(Y)[_order(pivots, m)]
+    X = _array(Y)[row_order.of_one(pivots, m)]
     DH = _array(D).conj().T
     result = empty_row_major(Y)
     K = result.numpy().reshape(m, n)

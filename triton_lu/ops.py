@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu._backend import current
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
-from triton_lu.registration import Operator, register
+from triton_lu.registration import Operator, on_triton, register
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
 
@@ -198,7 +197,7 @@ class Permutation(Operator):
 
     @classmethod
     def by_kernel(cls, pivots: Tensor, *, on_cuda: bool) -> bool:
-        return current() == "triton" or (current() == "auto" and on_cuda)
+        return on_triton(pivots, on_cuda=on_cuda)
 
     @classmethod
     def run(cls, *args: Any, on_cuda: bool) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from triton_lu import aten_backend, plan
+from triton_lu import aten_backend, hardware, plan
 from triton_lu._backend import current
 from triton_lu.autograd_key import DerivativeRule, autograd_key
 
@@ -15,6 +15,15 @@ OPERATORS: dict[torch._ops.OpOverload, "type[Operator]"] = {}
 """All that are registered."""
 
 _library = torch.library.Library("triton_lu", "DEF")
+
+
+def on_triton(X: Tensor, *, on_cuda: bool) -> bool:
+    """Whether the backend in force means Triton for tensors where X is, if there is a kernel."""
+    choice = current()
+    if choice == "triton":
+        hardware.require_kernels(X.device)
+        return True
+    return choice == "auto" and on_cuda and hardware.obstacle(X.device) is None
 
 
 class Operator(DerivativeRule):
@@ -44,12 +53,12 @@ class Operator(DerivativeRule):
     @classmethod
     def by_kernel(cls, X: Tensor, *, on_cuda: bool) -> bool:
         """Whether the backend in force means a Triton kernel for this matrix."""
-        choice, (m, n) = current(), X.shape[-2:]
-        if choice == "aten" or (choice == "auto" and not on_cuda):
+        m, n = X.shape[-2:]
+        if not on_triton(X, on_cuda=on_cuda):
             return False
         if plan.kernel(cls.name, m, n, X.dtype) is None:
-            return choice == "triton" and cls.kernel_or_error
-        return choice == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype, X.device)
+            return current() == "triton" and cls.kernel_or_error
+        return current() == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype, X.device)
 
     @classmethod
     def run(cls, *args: Any, on_cuda: bool) -> Any:

@@ -40,26 +40,56 @@ def destinations(pivots, N: tl.constexpr):
 @triton.jit
 def _exchange(rows, chosen, step):
     """The rows after one of the exchanges."""
-    pivot = tl.gather(chosen, tl.full(rows.shape, step, tl.int32), 1)
+    return _exchange_with(rows, tl.gather(chosen, tl.full(rows.shape, step, tl.int32), 1), step)
+
+
+@triton.jit
+def _exchange_with(rows, pivot, step):
     arrives = tl.where(rows == pivot, step, rows)
     return tl.where(rows == step, pivot, arrives)
 
 
 @triton.jit
 def destinations_of(pivots, rows, end):
-    """The rows of P X at which `rows` [1, N] of X arrive; all of them lie before `end`.
+    """The rows of P X at which `rows` [1, N] of X arrive; all of them lie before `end`."""
+    k = tl.minimum(pivots.shape[0], pivots.shape[1])
+    first = pivots.pointer + layout.batch_offset(pivots)
+    destination = rows
+    if _leads_back(first, pivots.strides, k):
+        for i in range(k - 1, -1, -1):
+            step = i + tl.arange(0, 1)[None, :]
+            pivot = tl.load(first + step.to(tl.int64) * pivots.strides[1])
+            destination = _exchange_with(destination, _chosen(pivot, pivots.shape), step)
+    else:
+        destination = _destinations_of(first, pivots, rows, tl.minimum(end, k))
+    return destination
+
+
+@triton.jit
+def _leads_back(first, strides, k):
+    """Whether one of k pivots lies before its row, which no factorization chooses."""
+    lane = tl.arange(0, 256)[None, :]
+    before = tl.zeros(lane.shape, tl.int32)
+    for start in range(0, k, 256):
+        steps = start + lane
+        pivot = tl.load(first + steps.to(tl.int64) * strides[1], steps < k, other=2147483647)
+        before |= (pivot <= steps).to(tl.int32)
+    return tl.max(before) > 0
+
+
+@triton.jit
+def _destinations_of(first, pivots, rows, end):
+    """`destinations_of` for the pivots of a factorization, of which those from `end` on do not matter.
 
     A row is moved by its own exchange first, and by earlier ones that chose the row where it lies by then: a chain of
     two instructions per exchange, which is short beside anything else that is done with so large a matrix.
     """
-    end = tl.minimum(end, tl.minimum(pivots.shape[0], pivots.shape[1]))
-    first = layout.batch_offset(pivots)
-    own = tl.load(pivots.pointer + first + rows.to(tl.int64) * pivots.strides[1], rows < end, other=0)
+    own = tl.load(first + rows.to(tl.int64) * pivots.strides[1], rows < end, other=0)
     destination = tl.where(rows < end, _chosen(own, pivots.shape), rows)
     lane = tl.arange(0, 32)[None, :]
     for chunk in range(tl.cdiv(end, 32) - 1, -1, -1):
         steps = chunk * 32 + lane
-        chosen = tl.load(pivots.pointer + first + steps.to(tl.int64) * pivots.strides[1], steps < end, other=0) - 1
+        chosen = tl.load(first + steps.to(tl.int64) * pivots.strides[1], steps < end, other=0) - 1
         for i in tl.static_range(31, -1, -1):
             step = chunk * 32 + i
             pivot = tl.gather(chosen, tl.full(rows.shape, i, tl.int32), 1)

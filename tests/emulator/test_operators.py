@@ -12,7 +12,7 @@ import torch
 import triton_lu
 from tests.support.emulated import FAULTS, SCHEDULES, TARGETS, assert_is_factorization
 from tests.support.layouts import by_column, by_row
-from tests.support.matrices import ZOO, random_pivots
+from tests.support.matrices import ZOO, any_pivots, random_pivots
 from triton_lu import plan, reference
 
 # X is the argument G or E of a map, the Y of `curvature` (whose D is called LU), or the matrix A to be factored.
@@ -392,8 +392,9 @@ def test_planted_fault_is_found(kernel, fault):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("batch", "k", "m"), [((2,), 40, 70), ((), 64, 64), ((2, 3), 5, 5)], ids=str)
-def test_permutation(batch, k, m, target):
-    pivots = random_pivots(*batch, k=k, m=m)
+@pytest.mark.parametrize("draw", [random_pivots, any_pivots])
+def test_permutation(batch, k, m, target, draw):
+    pivots = draw(*batch, k=k, m=m)
     pivots = pivots.transpose(0, -2) if len(batch) > 1 else pivots  # no common stride
     for schedule in SCHEDULES:
         with (

@@ -184,3 +184,8 @@ def random_pivots(*batch, k, m):
     """As of a factorization: each at or below its row."""
     step = torch.arange(k)
     return (step + (torch.rand(*batch, k) * (m - step)).long() + 1).int()
+
+
+def any_pivots(*batch, k, m):
+    """Of any exchanges, also with rows before."""
+    return torch.randint(1, m + 1, (*batch, k), dtype=torch.int32)

@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from rich.console import Console
 
-from triton_lu import aten_backend, calibration, ops, plan
+from triton_lu import aten_backend, calibration, hardware, ops, plan
 from triton_lu._backend import backend
 from triton_lu.api import DTYPES
 from triton_lu.bench.problems import Problem, Size
@@ -22,6 +22,8 @@ GAIN = 1.05  # what is worth another plan than the default's
 
 def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: Console) -> None:
     """Measures and saves what concerns this kind of device."""
+    if device.type == "cuda" and (reason := hardware.obstacle(device)):
+        raise InputError(f"there are no kernels on {device} to calibrate: {reason}")
     measured = kernel_sizes(device, clockmaker, seconds) if device.type == "cuda" else blocks(clockmaker, seconds)
     values = {}
     for name, value in measured:

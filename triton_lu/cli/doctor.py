@@ -5,7 +5,6 @@ import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 
 import torch
@@ -16,8 +15,9 @@ from rich.text import Text
 from torch import Tensor
 
 import triton_lu
-from triton_lu import reference
+from triton_lu import hardware, reference
 from triton_lu.api import DTYPES
+from triton_lu.calibration import triton_version
 from triton_lu.cli import dtype_name, served_by
 
 SHAPES = ((520, 4, 4), (5, 20, 12), (5, 12, 20), (3, 48, 48), (150, 150))
@@ -182,10 +182,7 @@ def _installation() -> Table:
     grid.add_row("triton_lu", triton_lu.__version__)
     grid.add_row("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     grid.add_row("torch", torch.__version__)
-    try:
-        grid.add_row("triton", version("triton"))
-    except PackageNotFoundError:
-        grid.add_row("triton", "not installed")
+    grid.add_row("triton", triton_version())
     grid.add_row("CUDA", torch.version.cuda or "none: torch is built without")
     for device in devices():
         if device.type == "cpu":
@@ -194,4 +191,7 @@ def _installation() -> Table:
             major, minor = torch.cuda.get_device_capability(device)
             description = f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}"
         grid.add_row(str(device), description)
+        if device.type == "cuda":
+            reason = hardware.obstacle(device)
+            grid.add_row("", f"kernels: none: {reason}" if reason else f"kernels: Triton {triton_version()}")
     return grid

@@ -7,7 +7,7 @@ Plans are pure functions of shape, dtype and device (its kind, "cpu" or "cuda", 
 import torch
 
 from triton_lu.plan import cpu, gpu
-from triton_lu.plan.cpu import CACHED, PANEL, Blocks, default_block, solve_by_rows
+from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Blocks, default_block, elimination, solve_by_rows
 from triton_lu.plan.gpu import (
     LIBRARY,
     MULTIPROCESSORS,
@@ -30,6 +30,7 @@ __all__ = [
     "MULTIPROCESSORS",
     "ORDER",
     "PANEL",
+    "PIVOTS",
     "Blocks",
     "Curvature",
     "Factor",
@@ -42,6 +43,7 @@ __all__ = [
     "blocks",
     "by_inverse",
     "default_block",
+    "elimination",
     "in_numpy",
     "kernel",
     "kernel_pays",
