@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_lu
-from triton_lu import calibration, ops, plan
+from triton_lu import calibration, hardware, ops, plan
 from triton_lu.__main__ import main
 from triton_lu._backend import current
 from triton_lu.bench import calibrate, machine, plot, run, timing
@@ -520,6 +520,7 @@ def test_kernels_are_used_up_to_the_size_calibrated_on_their_gpu(file, monkeypat
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a PyTorch built for CUDA")
 def test_an_operator_asks_for_the_gpu_of_its_tensor(file, monkeypatch):
+    monkeypatch.setattr(hardware, "obstacle", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     calibration.write(torch.device("cuda", 1), {"kernel vjp float32": 16})
     with FakeTensorMode():

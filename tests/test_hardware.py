@@ -71,34 +71,33 @@ def test_a_broken_triton(gpu, monkeypatch):
 
 
 def calls():
-    """Every operator as CUDA tensors reach it, by its implementation in each backend."""
+    """Every operator with a kernel, and arguments."""
     A = torch.randn(3, 4, 4)
     LU, pivots, _ = aten_backend.factor(A, True)
-    yield "factor", ops._run_factor, (A, True), {}
-    yield "permutation", ops._run_permutation, (pivots, 4), {}
-    for name in ("vjp", "jvp"):
-        yield name, ops._run_map, (LU, pivots, A), {"name": name}
-    yield "curvature", ops._run_product, (LU, pivots, A), {"name": "curvature"}
+    yield ops.Factor, (A, True)
+    yield ops.Permutation, (pivots, 4)
+    for operator in (ops.Vjp, ops.Jvp, ops.Curvature):
+        yield operator, (LU, pivots, A)
 
 
 def test_operators_take_the_other_path(monkeypatch):
-    for name, run, arguments, options in calls():
-        monkeypatch.setattr(triton_backend, name, lambda *_: "kernel")
-        monkeypatch.setattr(aten_backend, name, lambda *_: "ATen")
+    for operator, arguments in calls():
+        monkeypatch.setattr(triton_backend, operator.name, lambda *_: "kernel")
+        monkeypatch.setattr(aten_backend, operator.name, lambda *_: "ATen")
         results = []
         for reason in (None, "too old"):
             monkeypatch.setattr(hardware, "obstacle", lambda _, reason=reason: reason)
-            results.append(run(*arguments, **options, on_cuda=True))
-        assert results == ["kernel", "ATen"], name
+            results.append(operator.run(*arguments, on_cuda=True))
+        assert results == ["kernel", "ATen"], operator.name
 
 
 def test_the_choice_of_kernels_is_refused(monkeypatch):
     monkeypatch.setattr(hardware, "obstacle", lambda _: "too old")
-    for _, run, arguments, options in calls():
+    for operator, arguments in calls():
         with triton_lu.backend("triton"), pytest.raises(RuntimeError, match="no Triton kernels for cpu: too old; use"):
-            run(*arguments, **options, on_cuda=True)
+            operator.run(*arguments, on_cuda=True)
         with triton_lu.backend("aten"):
-            run(*arguments, **options, on_cuda=True)
+            operator.run(*arguments, on_cuda=True)
 
 
 @pytest.mark.parametrize(("hip", "kernels"), [(None, "Triton 3."), ("6.4", "none: the GPU is not NVIDIA's")])

@@ -38,8 +38,8 @@ def backend(choice: str) -> Iterator[None]:
     CUDA tensors have no kernels without Triton, on GPUs of other makers, or below compute capability 8.0.
 
     Raises:
-        ValueError: for any other choice. RuntimeError: entered in code that is being compiled, exported or traced; or, of
-        an operator under "triton", its tensors have no kernels.
+        ValueError: for any other choice. RuntimeError: entered in code that is being compiled, exported or traced. An
+        operator raises RuntimeError under "triton" where no kernels run on the device of its tensors.
 
     Example:
         >>> A = torch.eye(3, requires_grad=True)
