@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import Tensor
 
-from triton_lu import ops
-from triton_lu.autograd_key import DerivativeRule, autograd_key, primal, tangent_mode, without_autocast
+from triton_lu import aten_backend, ops
+from triton_lu.autograd_key import DerivativeRule, autograd_key, composite_key, primal, tangent_mode, without_autocast
 
 
 class FactorRule(DerivativeRule):
@@ -148,7 +148,43 @@ class MixedRule(DerivativeRule):
             return _total(along_D, None if ddB is None else ops.mixed(primal(D), pivots, ddB))
 
 
+class LuSolveRule(DerivativeRule):
+    """(LU, pivots, B) -> X."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, LU, pivots, B, *ctx.equation = inputs
+        ctx.shape = B.shape
+        saved = (LU, pivots, B, output) if LU.requires_grad else (LU, pivots)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(LU, pivots, B, output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        LU, pivots, *solution = ctx.saved_tensors
+        left, adjoint = ctx.equation
+        with without_autocast(G):
+            if ctx.needs_input_grad[1]:
+                B, X = solution
+                LU_grad, B_grad = ops.lu_solve_vjp(LU, pivots, B.expand_as(X), X, G, left, adjoint)
+            else:
+                LU_grad, B_grad = None, ops.lu_solve(LU, pivots, G, left, not adjoint)
+            return None, LU_grad, None, B_grad.sum_to_size(ctx.shape), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dB: Tensor | None, *___: None) -> Tensor:
+        LU, pivots, B, X = ctx.saved_tensors
+        with tangent_mode():
+            LU, X = primal(LU), primal(X)
+            along_B = None if dB is None else ops.lu_solve(LU, pivots, dB, *ctx.equation)
+            if dLU is None:
+                return along_B
+            along_LU = aten_backend.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
+            return _total(along_LU, along_B)
+
+
 for _op, _rule in {
+    ops.lu_solve: LuSolveRule,
     ops.factor: FactorRule,
     ops.vjp: VjpRule,
     ops.jvp: JvpRule,
@@ -156,3 +192,4 @@ for _op, _rule in {
     ops.mixed: MixedRule,
 }.items():
     ops._library.impl(_op._schema.name.partition("::")[2], autograd_key(_op, _rule), "Autograd")
+ops._library.impl("lu_solve_vjp", composite_key(ops.lu_solve_vjp, aten_backend.lu_solve_vjp), "Autograd")

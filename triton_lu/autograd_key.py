@@ -69,6 +69,19 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
     return kernel
 
 
+def composite_key(op: torch._ops.OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of `op` for the Autograd dispatch key, with the derivatives of the operations that `function` is."""
+
+    def kernel(*args: Any) -> Any:
+        if _is_differentiated(args):
+            with without_autocast(args[0]):
+                return function(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    return kernel
+
+
 def primal(x: Tensor) -> Tensor:
     """`x` without the tangent that it carries at the current level of forward AD, where one would be seen."""
     return torch._VF._unpack_dual(x, level=0).primal if torch._C._is_fwd_grad_enabled() else x

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
 from triton_lu.api import _computed, _factor, _require_tensor, lu_unpack
-from triton_lu.aten_backend import row_index
 from triton_lu.autograd_key import without_autocast
 
 
@@ -79,10 +77,7 @@ def lu_solve(
     LU, B = _computed(name, "LU", LU), _computed(name, "B", B)
     _require_system(name, LU, pivots, B, left)
     with without_autocast(LU):
-        if left:
-            X = _solve(LU, pivots, B, adjoint)
-        else:
-            X = _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
+        X = ops.lu_solve(LU, pivots, B, left, adjoint)
     return _written(name, (X,), None if out is None else (out,))[0]
 
 
@@ -102,26 +97,6 @@ def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | Non
             target.resize_(result.shape).as_strided_(result.shape, result.stride())
         target.copy_(result)
     return tuple(out)
-
-
-def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:
-    """A⁻¹ B = U⁻¹ L⁻¹ Pᵀ B, or with adjoint A⁻ᴴ B = P L⁻ᴴ U⁻ᴴ B."""
-    batch = torch.broadcast_shapes(LU.shape[:-2], B.shape[:-2])
-    B = B.expand(*batch, *B.shape[-2:])
-    order = ops.permutation(pivots, LU.shape[-1])
-    if adjoint:
-        LUH = LU.mT.conj_physical()
-        Y = solve_triangular(LUH, B, upper=False)
-        Y = solve_triangular(LUH, Y, upper=True, unitriangular=True)
-        return _permute(Y, order.argsort())
-    Y = solve_triangular(LU, _permute(B, order), upper=False, unitriangular=True)
-    return solve_triangular(LU, Y, upper=True)
-
-
-def _permute(Y: Tensor, order: Tensor) -> Tensor:
-    """The rows of each matrix of Y in the given order, which is broadcast to the batch of Y."""
-    all_rows = Y.reshape(Y.shape[:-1].numel(), Y.shape[-1])
-    return all_rows.index_select(0, row_index(order.expand(Y.shape[:-1]))).view(Y.shape)
 
 
 def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool) -> None:

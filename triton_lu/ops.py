@@ -14,7 +14,7 @@ from torch import Tensor
 
 from triton_lu import aten_backend, plan
 from triton_lu._backend import current
-from triton_lu.results import empty_column_major, empty_factors, empty_row_major
+from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
 _library = torch.library.Library("triton_lu", "DEF")
 
@@ -29,6 +29,10 @@ vjp = _define("vjp(Tensor LU, Tensor pivots, Tensor G) -> Tensor")
 jvp = _define("jvp(Tensor LU, Tensor pivots, Tensor E) -> Tensor")
 curvature = _define("curvature(Tensor D, Tensor pivots, Tensor Y) -> Tensor")
 mixed = _define("mixed(Tensor D, Tensor pivots, Tensor dB) -> Tensor")
+lu_solve = _define("lu_solve(Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor")
+lu_solve_vjp = _define(
+    "lu_solve_vjp(Tensor LU, Tensor pivots, Tensor B, Tensor X, Tensor G, bool left, bool adjoint) -> (Tensor, Tensor)"
+)
 permutation = _define("permutation(Tensor pivots, SymInt m) -> Tensor")
 check = _define("check(Tensor infos, str name) -> ()", torch.Tag.cudagraph_unsafe)  # it waits for the infos
 torch.fx.node.has_side_effect(check)  # an exception is all it does: compilers must keep it
@@ -53,6 +57,17 @@ def _product_shapes(D: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     return empty_row_major(X)
 
 
+def _lu_solve_shapes(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
+    batch = torch.broadcast_shapes(LU.shape[:-2], B.shape[:-2])
+    return empty_solution(B.expand(*batch, *B.shape[-2:]), left)
+
+
+def _lu_solve_vjp_shapes(
+    LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor, G: Tensor, left: bool, adjoint: bool
+) -> tuple[Tensor, Tensor]:
+    return empty_row_major(LU), empty_solution(X, left)
+
+
 def _permutation_shapes(pivots: Tensor, m: int) -> Tensor:
     return pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
 
@@ -67,6 +82,8 @@ _shapes: dict[str, Callable[..., Any]] = {
     "jvp": _jvp_shapes,
     "curvature": _product_shapes,
     "mixed": _product_shapes,
+    "lu_solve": _lu_solve_shapes,
+    "lu_solve_vjp": _lu_solve_vjp_shapes,
     "permutation": _permutation_shapes,
     "check": _check_shapes,
 }
@@ -133,6 +150,8 @@ for _key in ("CPU", "CUDA"):
     _on_cuda = _key == "CUDA"
     _library.impl("factor", partial(_run_factor, on_cuda=_on_cuda), _key)
     _library.impl("permutation", partial(_run_permutation, on_cuda=_on_cuda), _key)
+    _library.impl("lu_solve", aten_backend.lu_solve, _key)
+    _library.impl("lu_solve_vjp", aten_backend.lu_solve_vjp, _key)
     for _name in ("curvature", "mixed"):
         _library.impl(_name, partial(_run_product, name=_name, on_cuda=_on_cuda), _key)
     for _name in ("vjp", "jvp"):
@@ -179,8 +198,33 @@ for _op in (factor, vjp, jvp, curvature, mixed, permutation, check):
     torch.library.register_vmap(_op, _vmap(_op), lib=_library)
 
 
+def _vmap_solve(op: torch._ops.OpOverload, *, all_batched: bool) -> Callable[..., Any]:
+    """LU, or B, stays without the batch if only the other has it: the operator broadcasts them without a copy of LU."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        *tensors, left, adjoint = args
+        batched = [dim is not None for dim in in_dims[: len(tensors)]]
+        ranks = [x.ndim - is_batched - 2 for x, is_batched in zip(tensors, batched, strict=True)]
+        ranks[1] += 1  # pivots
+        batched[0] = batched[1] = batched[0] or batched[1]
+
+        def to_front(x: Tensor, dim: int | None, is_batched: bool, rank: int) -> Tensor:
+            if all_batched or is_batched:
+                x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+                x = x[(slice(None), *[None] * (max(ranks) - rank))]
+            return x
+
+        return op(*map(to_front, tensors, in_dims, batched, ranks), left, adjoint), (0, 0) if all_batched else 0
+
+    return rule
+
+
+torch.library.register_vmap(lu_solve, _vmap_solve(lu_solve, all_batched=False), lib=_library)
+torch.library.register_vmap(lu_solve_vjp, _vmap_solve(lu_solve_vjp, all_batched=True), lib=_library)
+
+
 # Autocast: LU in single precision, with autocast off for the operations inside
 
-for _op in (factor, vjp, jvp, curvature, mixed):
+for _op in (factor, vjp, jvp, curvature, mixed, lu_solve, lu_solve_vjp):
     for _device in ("cpu", "cuda"):
         torch.library.register_autocast(_op, _device, torch.float32, lib=_library)
