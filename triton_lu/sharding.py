@@ -7,7 +7,7 @@ gathered, and partial sums reduced, before the operator runs.
 from typing import Any
 
 import torch
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from triton_lu import ops
@@ -29,3 +29,42 @@ for _op in (ops.factor, ops.vjp, ops.jvp, ops.curvature, ops.mixed):
 _batched(ops.permutation, 1)
 _batched(ops.check, 0)
 _batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority
+
+
+# A dimension that LU does not have, one of the batch or the columns, is one of independent right-hand sides
+
+
+@register_sharding(ops.lu_solve)
+def _lu_solve(LU: Any, pivots: Any, B: Any, left: bool, adjoint: bool) -> list[tuple[list[Any], list[Any]]]:
+    rank = max(LU.ndim, B.ndim)
+    whole = Replicate()
+    placements = [(whole, whole, whole)]
+    for dim in _divisible(rank, left):
+        placements.append((Shard(rank + dim), whole if dim > -3 else _shard(LU, dim), _shard(B, dim)))
+    return [
+        ([X], [of_LU, of_LU, of_B, None, None])
+        for X, of_LU, of_B in placements
+        if X == whole or whole not in (of_LU, of_B) or of_LU != of_B
+    ]
+
+
+@register_sharding(ops.lu_solve_vjp)
+def _lu_solve_vjp(
+    LU: Any, pivots: Any, B: Any, X: Any, G: Any, left: bool, adjoint: bool
+) -> list[tuple[list[Any], list[Any]]]:
+    whole = Replicate()
+    placements = [(whole, whole, whole)]
+    for dim in _divisible(X.ndim, left):
+        of_LU = whole if dim > -3 else _shard(LU, dim)
+        placements.append((Shard(X.ndim + dim), of_LU, Partial() if of_LU == whole else of_LU))
+    return [([of_grad, of_X], [of_LU, of_LU, of_X, of_X, of_X, None, None]) for of_X, of_LU, of_grad in placements]
+
+
+def _divisible(rank: int, left: bool) -> list[int]:
+    """The dimensions of right-hand sides, from the last, that may be sharded: the batch and the columns (or rows)."""
+    return [*range(-rank, -2), -1 if left else -2]
+
+
+def _shard(X: Any, dim: int) -> Any:
+    """X's part of a system sharded in that dimension."""
+    return Shard(X.ndim + dim) if -dim <= X.ndim and X.shape[dim] != 1 else Replicate()
