@@ -273,7 +273,7 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
 def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
     """X with A X = B, or X A = B where not left, or Aᴴ in the place of A, laid out as PyTorch does it."""
     batch = LU.shape[:-2]
-    if batch == B.shape[:-2]:
+    if batch == B.shape[:-2] and (left or not B.is_complex()):  # that would be a lazy conjugate
         return torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
     batch = torch.broadcast_shapes(batch, B.shape[:-2])
     B = B.expand(*batch, *B.shape[-2:])
