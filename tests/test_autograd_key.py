@@ -9,6 +9,7 @@ import torch
     [
         "torch._C._AutoDispatchBelowAutograd",
         "torch._C._any_requires_grad",
+        "torch._C._is_cow_tensor",
         "torch._C._is_fwd_grad_enabled",
         "torch._C._functorch.peek_interpreter_stack",
         "torch._VF._unpack_dual",

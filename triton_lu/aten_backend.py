@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import numpy_backend, plan
+from triton_lu.autograd_key import readable
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
@@ -104,7 +105,7 @@ def _exchange(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
     if form == "by matrix":
         return _exchange_by_matrix(pivots, m, steps, stride)
     orders = _exchange_by_table if form == "by table" else _exchange_by_step
-    order = orders(pivots.numpy(), m, steps) + stride * np.arange(batch)[:, None]
+    order = orders(readable(pivots).numpy(), m, steps) + stride * np.arange(batch)[:, None]
     return torch.from_numpy(order.reshape(-1))
 
 

@@ -94,6 +94,11 @@ def primal(x: Tensor) -> Tensor:
     return torch._VF._unpack_dual(x, level=0).primal if torch._C._is_fwd_grad_enabled() else x
 
 
+def readable(X: Tensor) -> Tensor:
+    """X, or a copy of it where `X.numpy()`, which might write, would make a copy-on-write clone copy itself."""
+    return X.clone() if torch._C._is_cow_tensor(X) else X
+
+
 def without_autocast(X: Tensor) -> Any:
     """A context that turns autocast off for the operations on `X`, down through all levels of torch.func.
 
