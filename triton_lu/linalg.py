@@ -100,8 +100,11 @@ def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | Non
 
 
 def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool) -> None:
-    if LU.ndim < 2 or LU.shape[-2] != LU.shape[-1]:
-        raise RuntimeError(f"`{name}` expects LU of shape [..., n, n], of 2 or more dimensions; got {tuple(LU.shape)}")
+    for argument, x in (("LU", LU), ("B", B)):
+        if x.ndim < 2:
+            raise RuntimeError(f"`{name}` expects {argument} of 2 or more dimensions; got shape {tuple(x.shape)}")
+    if LU.shape[-2] != LU.shape[-1]:
+        raise RuntimeError(f"`{name}` expects LU of shape [..., n, n]; got {tuple(LU.shape)}")
     if pivots.dtype != torch.int32 or pivots.shape != LU.shape[:-1]:
         raise RuntimeError(
             f"`{name}` expects pivots of dtype torch.int32 and shape {tuple(LU.shape[:-1])}; "
@@ -110,9 +113,9 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
     if B.dtype != LU.dtype:
         raise RuntimeError(f"`{name}` expects LU and B of the same dtype; got {LU.dtype} and {B.dtype}")
     n = LU.shape[-1]
-    if B.ndim < 2 or B.shape[-2 if left else -1] != n:
+    if B.shape[-2 if left else -1] != n:
         expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
-        raise RuntimeError(f"`{name}` expects B of shape {expected}, of 2 or more dimensions; got {tuple(B.shape)}")
+        raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
     batches = tuple(LU.shape[:-2]), tuple(B.shape[:-2])
     if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
         raise RuntimeError(f"`{name}` expects batches of LU and B that broadcast; got {batches[0]} and {batches[1]}")
