@@ -162,7 +162,9 @@ def test_derivatives_of_every_order(name, batch, batch_of_B, left, adjoint):
     P = torch.lu_unpack(LU, pivots)[0]
 
     def ours(x):
-        return lu_solve(x[: LU.numel()].view(LU.shape), pivots, x[LU.numel() :].view(B.shape), left=left, adjoint=adjoint)
+        return lu_solve(
+            x[: LU.numel()].view(LU.shape), pivots, x[LU.numel() :].view(B.shape), left=left, adjoint=adjoint
+        )
 
     def dense(x):
         LU_, B_ = x[: LU.numel()].view(LU.shape), x[LU.numel() :].view(B.shape)
@@ -357,7 +359,9 @@ class TestErrors:
         with pytest.raises(type(torch_error.value), match=f"`linalg.lu_solve` expects .*{message}"):
             lu_solve(**arguments)
 
-    @pytest.mark.parametrize(("wrong", "text"), [(0, "greater or equal to 1"), (5, r"smaller or equal to LU.size\(-2\)")])
+    @pytest.mark.parametrize(
+        ("wrong", "text"), [(0, "greater or equal to 1"), (5, r"smaller or equal to LU.size\(-2\)")]
+    )
     def test_pivots_out_of_range(self, wrong, text):
         pivots = self.pivots[0].clone()
         pivots[2] = wrong

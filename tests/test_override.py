@@ -16,6 +16,7 @@ from torch.linalg import lu_factor as imported_before
 from torch.utils.checkpoint import checkpoint
 
 import triton_lu
+from triton_lu.bench.timing import peak_bytes
 
 FUNCTIONS = {
     "torch.linalg.lu_factor": lambda A: torch.linalg.lu_factor(A).LU,
@@ -368,7 +369,7 @@ def test_install_keeps_what_torch_cannot_do_or_does_wrong(installed):
     assert runs_here(torch.linalg.lu_factor_ex, matrix(2, 200, 200))
     with triton_lu.backend("triton"):
         assert runs_here(torch.linalg.lu_factor_ex, matrix(2, 4, 4))
-    with pytest.raises(RuntimeError, match="must have at least 2 dimensions"):
+    with pytest.raises(RuntimeError, match="2 or more dimensions"):
         torch.linalg.lu_factor_ex(torch.ones(3))
 
 
@@ -396,6 +397,17 @@ def test_install_keeps_the_derivatives_of_other_operators(function, installed):
     triton_lu.uninstall()
     for x, y in zip(ours, first_and_second(), strict=True):
         torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("operation", [torch.linalg.solve, lambda A, B: torch.linalg.slogdet(A)[1]])
+def test_install_adds_no_memory_to_the_backwards_of_other_operators(operation, installed):
+    A, B = matrix(40, 40).requires_grad_(), torch.randn(50, 40, 1, dtype=torch.float64)
+    value = operation(A, B).sum()
+    memory = [peak_bytes(lambda: grad(value, A, retain_graph=True))]
+    assert not runs_here(lambda A: grad(value, A, retain_graph=True), A)
+    triton_lu.uninstall()
+    memory.append(peak_bytes(lambda: grad(value, A, retain_graph=True)))
+    assert memory[0] == memory[1]
 
 
 def test_graphs_outlive_uninstall(installed):

@@ -318,9 +318,7 @@ def lu_solve_vjp(
     return LU_grad.view(LU.shape).neg(), system.unfold(B_grad).clone()
 
 
-def lu_solve_jvp(
-    LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor, dLU: Tensor, left: bool, adjoint: bool
-) -> Tensor:
+def lu_solve_jvp(LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor, dLU: Tensor, left: bool, adjoint: bool) -> Tensor:
     """The change of X = lu_solve(LU, pivots, B) with LU along dLU = dL + dU. B has the shape of X.
 
     It is -U⁻¹ (L⁻¹ dL Y + dU X), Y = L⁻¹ Pᵀ B, or with adjoint -P L⁻ᴴ (U⁻ᴴ dUᴴ Z + dLᴴ Pᵀ X), Z = U⁻ᴴ B.

@@ -17,6 +17,9 @@ Re⟨D, G⟩ = Re⟨E, Y⟩ changes by Re⟨δD, G⟩ = Re⟨mixed(D, δB), Y⟩
 
 and since `mixed` is symmetric, δY = vjp(curvature(δB, Y)). These two, linear in both of their arguments, are each
 other's derivatives. So the four maps are closed under differentiation, and there are derivatives of every order.
+
+A solution X = lu_solve(LU, pivots, B) is linear in B, with itself for derivatives. Its gradients with respect to LU and
+B are one operator, `lu_solve_vjp`, that differentiates as the triangular solves and products that it consists of.
 """
 
 from collections.abc import Callable
@@ -150,7 +153,7 @@ class MixedRule(DerivativeRule):
 
 
 class LuSolveRule(DerivativeRule):
-    """(LU, pivots, B) -> X."""
+    """(LU, pivots, B) -> X: d X = lu_solve(dB) + lu_solve_jvp(dLU)."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -179,9 +182,9 @@ class LuSolveRule(DerivativeRule):
             LU, X = primal(LU), primal(X)
             along_B = None if dB is None else ops.lu_solve(LU, pivots, dB, *ctx.equation)
             if dLU is None:
-                return along_B
+                return _total(along_B)
             along_LU = aten_backend.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
-            return _total(along_LU, along_B)
+            return _total(along_B, along_LU)
 
 
 _kernels: dict[Any, Callable[..., Any]] = {}

@@ -96,7 +96,7 @@ def primal(x: Tensor) -> Tensor:
 
 def readable(X: Tensor) -> Tensor:
     """X, or a copy of it where `X.numpy()`, which might write, would make a copy-on-write clone copy itself."""
-    return X.clone() if torch._C._is_cow_tensor(X) else X
+    return X.clone() if torch._C._is_cow_tensor(X) else X  # type: ignore[attr-defined]
 
 
 def without_autocast(X: Tensor) -> Any:

@@ -31,33 +31,29 @@ _batched(ops.check, 0)
 _batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority
 
 
-# A dimension that LU does not have, one of the batch or the columns, is one of independent right-hand sides
-
-
 @register_sharding(ops.lu_solve)
 def _lu_solve(LU: Any, pivots: Any, B: Any, left: bool, adjoint: bool) -> list[tuple[list[Any], list[Any]]]:
+    whole: Any = Replicate()
     rank = max(LU.ndim, B.ndim)
-    whole = Replicate()
-    placements = [(whole, whole, whole)]
+    choices = [([whole], [whole, whole, whole, None, None])]
     for dim in _divisible(rank, left):
-        placements.append((Shard(rank + dim), whole if dim > -3 else _shard(LU, dim), _shard(B, dim)))
-    return [
-        ([X], [of_LU, of_LU, of_B, None, None])
-        for X, of_LU, of_B in placements
-        if X == whole or whole not in (of_LU, of_B) or of_LU != of_B
-    ]
+        of_LU, of_B = whole if dim > -3 else _shard(LU, dim), _shard(B, dim)
+        if of_LU != whole or of_B != whole:
+            choices.append(([Shard(rank + dim)], [of_LU, of_LU, of_B, None, None]))
+    return choices
 
 
 @register_sharding(ops.lu_solve_vjp)
 def _lu_solve_vjp(
     LU: Any, pivots: Any, B: Any, X: Any, G: Any, left: bool, adjoint: bool
 ) -> list[tuple[list[Any], list[Any]]]:
-    whole = Replicate()
-    placements = [(whole, whole, whole)]
+    whole: Any = Replicate()
+    choices = [([whole, whole], [whole, whole, whole, whole, whole, None, None])]
     for dim in _divisible(X.ndim, left):
-        of_LU = whole if dim > -3 else _shard(LU, dim)
-        placements.append((Shard(X.ndim + dim), of_LU, Partial() if of_LU == whole else of_LU))
-    return [([of_grad, of_X], [of_LU, of_LU, of_X, of_X, of_X, None, None]) for of_X, of_LU, of_grad in placements]
+        of_LU, of_X = whole if dim > -3 else _shard(LU, dim), Shard(X.ndim + dim)
+        of_gradient = Partial() if of_LU == whole else of_LU  # a sum over the right-hand sides
+        choices.append(([of_gradient, of_X], [of_LU, of_LU, of_X, of_X, of_X, None, None]))
+    return choices
 
 
 def _divisible(rank: int, left: bool) -> list[int]:
