@@ -9,11 +9,13 @@ import torch
     [
         "torch._C._AutoDispatchBelowAutograd",
         "torch._C._any_requires_grad",
+        "torch._C._is_cow_tensor",
         "torch._C._is_fwd_grad_enabled",
         "torch._C._is_torch_function_enabled",
         "torch._C._functorch.peek_interpreter_stack",
         "torch._VF._unpack_dual",
-        "torch._functorch.utils.enable_single_level_autograd_function",
+        "torch._C._functorch.get_single_level_autograd_function_allowed",
+        "torch._C._functorch.set_single_level_autograd_function_allowed",
         "torch.autograd.forward_ad._current_level",
         "torch.autograd.forward_ad._set_fwd_grad_enabled",
         "torch.autograd.function._SingleLevelFunction",
@@ -22,8 +24,6 @@ import torch
     ],
 )
 def test_private_name_exists(name):
-    import torch._functorch.utils
-
     found = torch
     for part in name.split(".")[1:]:
         assert hasattr(found, part), f"PyTorch {torch.__version__} has no {name}: autograd_key.py must find another way"

@@ -225,6 +225,22 @@ def test_aten_on_fake_cuda_tensors(shape, dtype):
 
 
 @fake_cuda
+@pytest.mark.parametrize("batches", [((), ()), ((3,), (3,)), ((), (2, 3)), ((3, 1), (2,)), ((2,), (3, 1))], ids=str)
+@pytest.mark.parametrize("left", [True, False])
+def test_solves_on_fake_cuda_tensors(batches, left):
+    """Likewise."""
+    batch, batch_of_B = batches
+    with FakeTensorMode(), OnDevice():
+        LU = torch.empty(*batch, 5, 5, device="cuda", dtype=torch.complex64).mT
+        pivots = torch.empty(*batch, 5, device="cuda", dtype=torch.int32)
+        B = torch.empty(*batch_of_B, *((5, 2) if left else (2, 5)), device="cuda", dtype=torch.complex64)
+        X = ops.lu_solve(LU, pivots, B, left, False)
+        assert layout(aten_backend.lu_solve(LU, pivots, B, left, False)) == layout(X)
+        args = (LU, pivots, B.expand_as(X), X, X.contiguous(), left, False)
+        assert [*map(layout, aten_backend.lu_solve_vjp(*args))] == [*map(layout, ops.lu_solve_vjp(*args))]
+
+
+@fake_cuda
 def test_the_operator_that_reads_values_stays_out_of_cuda_graphs():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         ops.Check.run(torch.empty(3, device="cuda", dtype=torch.int32), "lu", on_cuda=True)

@@ -1,5 +1,6 @@
 """DTensor, FSDP2 and DDP, in two processes on CPUs."""
 
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import pytest
@@ -131,6 +132,91 @@ def derivatives_of_higher_order():
     assert_close(gradients[1].full_tensor(), gradients[0])
 
 
+SYSTEMS = [  # batches and placements of LU and B
+    ((4,), (4,), Shard(0), Shard(0)),
+    ((3,), (3,), Shard(0), Shard(0)),
+    ((4,), (), Shard(0), Replicate()),
+    ((), (4,), Replicate(), Shard(0)),
+    ((), (), Replicate(), Shard(1)),
+    ((), (), Shard(0), Shard(0)),
+    ((2, 1), (4,), Shard(0), Replicate()),
+    ((2, 1), (2, 4), Replicate(), Shard(1)),
+    ((1,), (4,), Replicate(), Shard(0)),
+    ((4,), (1, 4), Replicate(), Partial()),
+]
+
+
+def solves(takeover, left, adjoint):
+    """With derivatives, on ours and on what PyTorch's becomes, beside PyTorch's on whole tensors."""
+    solve = torch.linalg.lu_solve if takeover else triton_lu.linalg.lu_solve
+    for batch, batch_of_B, of_LU, of_B in SYSTEMS:
+        A = torch.randn(*batch, 6, 6, dtype=torch.complex128)
+        B = torch.randn(*batch_of_B, *((6, 4) if left else (4, 6)), dtype=torch.complex128)
+        LU, pivots = torch.linalg.lu_factor(A)
+        whole = LU.clone().requires_grad_(), B.clone().requires_grad_()
+        expected = torch.linalg.lu_solve(whole[0], pivots, whole[1], left=left, adjoint=adjoint)
+        G = torch.randn_like(expected)
+        parts = [distribute(X, p).detach().requires_grad_() for X, p in ((LU, of_LU), (B, of_B))]
+        order = distribute(pivots, of_LU if of_LU == Shard(0) and batch else Replicate())
+        with takeover() if takeover else nullcontext():
+            X = solve(parts[0], order, parts[1], left=left, adjoint=adjoint)
+            of_B_alone = solve(parts[0].detach(), order, parts[1], left=left, adjoint=adjoint)
+        assert_close(X.full_tensor(), expected)
+        assert X.stride() == expected.stride()
+        gradients = torch.autograd.grad(X, parts, distribute(G, Replicate()))
+        for ours, theirs in zip(gradients, torch.autograd.grad(expected, whole, G), strict=True):
+            assert_close(ours.full_tensor(), theirs)
+        (gradient,) = torch.autograd.grad(of_B_alone, parts[1], distribute(G, Replicate()))
+        assert_close(gradient.full_tensor(), theirs)
+
+
+@contextmanager
+def installed():
+    triton_lu.install()
+    try:
+        yield
+    finally:
+        triton_lu.uninstall()
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("adjoint", [False, True])
+@pytest.mark.parametrize("takeover", [None, installed, triton_lu.override])
+def test_solves(processes, takeover, left, adjoint):
+    processes.run(solves, takeover, left, adjoint)
+
+
+def solves_without_communication():
+    LU, pivots = torch.linalg.lu_factor(torch.randn(4, 5, 5))
+    for placed, batch in ((Shard(0), 4), (Replicate(), 1)):
+        parts = [distribute(X[:batch], placed) for X in (LU, pivots)]
+        B = distribute(torch.randn(4, 5, 3), Shard(0)).requires_grad_()
+        LU_part = parts[0].requires_grad_()
+        with CommDebugMode() as communication:
+            X = triton_lu.linalg.lu_solve(LU_part, parts[1], B)
+            LU_grad, B_grad = torch.autograd.grad(X, (LU_part, B), torch.ones_like(X))
+            assert counts(communication) == {}
+        assert X.placements == B_grad.placements == (Shard(0),)
+        assert LU_grad.placements == ((Shard(0),) if batch == 4 else (Partial(),))
+
+
+def operators_that_solve_inside():
+    """Their backwards call `lu_solve`: installed or not, they work on tensors of any placement."""
+    A, B = torch.randn(4, 5, 5, dtype=torch.float64), torch.randn(4, 5, 2, dtype=torch.float64)
+
+    def results(A, B):
+        A, B = A.detach().requires_grad_(), B.detach().requires_grad_()
+        values = torch.linalg.solve(A, B), torch.linalg.slogdet(A)[1], torch.linalg.inv(A)
+        return torch.autograd.grad([x.sum() for x in values], (A, B))
+
+    expected = results(A, B)
+    triton_lu.install()
+    for placement in (Shard(0), Replicate()):
+        for ours, theirs in zip(results(distribute(A, placement), distribute(B, placement)), expected, strict=True):
+            assert_close(ours.full_tensor(), theirs)
+    triton_lu.uninstall()
+
+
 def two_dimensions_of_devices():
     A = torch.randn(4, 6, 6, dtype=torch.float64)
     for shape in ((SIZE, 1), (1, SIZE)):
@@ -187,6 +273,8 @@ def compiled():
         example_of_the_readme,
         cotangents,
         other_operators,
+        solves_without_communication,
+        operators_that_solve_inside,
         derivatives_of_higher_order,
         two_dimensions_of_devices,
         singular_matrix,

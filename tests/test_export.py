@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import grad
 from torch.export import Dim, export, load, save
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import triton_lu
 from tests.support.readme import examples
@@ -38,6 +39,61 @@ def test_an_exported_program_is_saved_loaded_and_differentiated():
         torch.testing.assert_close(ours, theirs)
         ours, theirs = (grad(g.square().sum(), A)[0] for g in (ours, theirs))
         torch.testing.assert_close(ours, theirs)
+
+
+class Solution(torch.nn.Module):
+    def __init__(self, left, adjoint):
+        super().__init__()
+        self.equation = {"left": left, "adjoint": adjoint}
+
+    def forward(self, LU, pivots, B):
+        return triton_lu.linalg.lu_solve(LU, pivots, B, **self.equation)
+
+
+def system(batch, batch_of_B, n):
+    LU, pivots = torch.linalg.lu_factor(torch.randn(*batch, n, n, dtype=torch.float64))
+    return LU, pivots, torch.randn(*batch_of_B, n, n, dtype=torch.float64)
+
+
+BATCHES_OF_SYSTEMS = ([True, True, True], [True, True, False], [False, False, True])
+
+
+@pytest.mark.parametrize("batched", BATCHES_OF_SYSTEMS, ids=str)
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_solutions_of_any_batch(left, adjoint, strict, batched):
+    def example(size):
+        return system((size,) if batched[0] else (), (size,) if batched[2] else (), 4)
+
+    dynamic = tuple({0: Dim("batch")} if dim else None for dim in batched)
+    module = Solution(left, adjoint)
+    program = export(module, example(3), dynamic_shapes=dynamic, strict=strict).module()
+    for size in (2, 7):
+        problem = example(size)
+        torch.testing.assert_close(program(*problem), module(*problem))
+
+
+@pytest.mark.parametrize("batched", BATCHES_OF_SYSTEMS, ids=str)
+@pytest.mark.parametrize("left", [False, True])
+def test_symbolic_traces_of_solutions_hold_for_any_shape(left, batched):
+    """Of values, gradients and tangents."""
+
+    def example(size, n):
+        return system((size,) if batched[0] else (), (size,) if batched[2] else (), n)
+
+    value = Solution(left, False)
+
+    def gradients(LU, pivots, B):
+        return torch.func.grad(lambda LU, B: value(LU, pivots, B).square().sum(), argnums=(0, 1))(LU, B)
+
+    def tangent(LU, pivots, B):
+        return torch.func.jvp(lambda LU, B: value(LU, pivots, B), (LU, B), (LU.sin(), B.cos()))[1]
+
+    for function in (value, gradients, tangent):
+        graph = make_fx(function, tracing_mode="symbolic")(*example(3, 4))
+        problem = example(5, 6)
+        torch.testing.assert_close(graph(*problem), function(*problem))
 
 
 def test_an_exported_program_checks_for_singular_matrices():

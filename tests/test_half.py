@@ -123,6 +123,7 @@ COMPUTATIONS = {
     "forward over reverse": lambda A, G: jvp(lambda A: torch.func.vjp(factor, A)[1](G)[0], (A,), (G,))[1],
     "forward over forward": lambda A, G: jvp(lambda A: jvp(factor, (A,), (G,))[1], (A,), (G,))[1],
     "solve": lambda A, G: triton_lu.linalg.lu_solve(*triton_lu.lu(A), G),
+    "backward of solve": lambda A, G: grad(triton_lu.linalg.lu_solve(*triton_lu.lu(A), G), A, G)[0],
     "forward mode of solve": lambda A, G: jvp(lambda A: triton_lu.linalg.lu_solve(*triton_lu.lu(A), G), (A,), (G,))[1],
 }
 
@@ -163,6 +164,8 @@ def test_operators_convert_halves_under_autocast(dtype):
         assert torch.ops.triton_lu.factor(X)[0].dtype == torch.float32
         for op in (torch.ops.triton_lu.vjp, torch.ops.triton_lu.jvp):
             assert torch.equal(op(LU, pivots, X), op(LU, pivots, X.float()))
+        solve = torch.ops.triton_lu.lu_solve
+        assert torch.equal(solve(LU, pivots, X, True, False), solve(LU, pivots, X.float(), True, False))
 
 
 def test_autocast_of_cuda_tensors():

@@ -1,17 +1,32 @@
 """`linalg.lu_solve`: values and errors beside torch.linalg, derivatives of every order."""
 
+import warnings
 from itertools import product
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import grad, gradcheck, gradgradcheck
-from torch.func import hessian, jacfwd, jacrev, vmap
+from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 
 import triton_lu
+from triton_lu import ops
+from triton_lu.bench.timing import peak_bytes
 from triton_lu.linalg import lu_solve
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-BATCHES = (((), ()), ((3,), (3,)), ((3,), ()), ((), (2, 3)), ((3, 1), (2,)), ((0,), ()), ((1,), (4,)))
+BATCHES = (
+    ((), ()),
+    ((3,), (3,)),
+    ((3,), ()),
+    ((), (2, 3)),
+    ((3, 1), (2,)),
+    ((2,), (3, 1)),
+    ((0,), ()),
+    ((1,), (4,)),
+    ((1,), (3, 1)),
+    ((2, 1, 3), (4, 1)),
+)
 every_equation = pytest.mark.parametrize(("left", "adjoint"), list(product([True, False], repeat=2)))
 
 
@@ -30,6 +45,44 @@ def test_values_are_those_of_torch(batch, batch_of_B, dtype, left, adjoint):
         ours = lu_solve(*problem, left=left, adjoint=adjoint)
         theirs = torch.linalg.lu_solve(*problem, left=left, adjoint=adjoint)
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+        assert ours.stride() == theirs.stride()
+        assert not ours.is_conj()
+
+
+@every_equation
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize(("batch", "batch_of_B"), BATCHES, ids=str)
+def test_traced_strides_are_the_real_ones(batch, batch_of_B, dtype, left, adjoint):
+    for n, k in ((5, 2), (1, 1), (4, 0), (0, 3), (3, 1)):
+        LU, pivots, B = system(n, k, left, batch, batch_of_B, dtype)
+        X = lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+        real = (X, *ops.lu_solve_vjp(LU, pivots, B.expand_as(X), X, X.clone(), left, adjoint))
+        with FakeTensorMode() as mode:
+            LU, pivots, B = map(mode.from_tensor, (LU, pivots, B))
+            X = lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+            traced = (X, *ops.lu_solve_vjp(LU, pivots, B.expand_as(X), X, X.clone(), left, adjoint))
+        assert [(x.shape, x.stride()) for x in traced] == [(x.shape, x.stride()) for x in real]
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (2, 1)], ids=str)
+@pytest.mark.parametrize("left", [True, False])
+def test_LU_is_not_copied_for_a_batch_of_B(batch, left):
+    """The dimensions of the batch that only B has are columns: no memory but for the solution and a copy of B."""
+    LU, pivots, B = system(60, 2, left, batch, (*batch[:-1], 50))
+    LU.requires_grad_()
+    B.requires_grad_()
+    size = B.numel() * B.itemsize
+    assert peak_bytes(lambda: lu_solve(LU, pivots, B, left=left)) <= 2 * size
+    if not batch:
+        assert peak_bytes(lambda: vmap(lambda B: lu_solve(LU, pivots, B, left=left))(B)) <= 2 * size
+        with triton_lu.override():
+            assert peak_bytes(lambda: torch.linalg.lu_solve(LU, pivots, B, left=left)) <= 2 * size
+    X = lu_solve(LU, pivots, B, left=left)
+    gradients = peak_bytes(lambda: grad(X, (LU, B), torch.ones_like(X), retain_graph=True))
+    assert gradients <= 10 * size + 4 * LU.numel() * LU.itemsize  # one copy of LU per right-hand side: 30 times B
+    E = torch.ones_like(LU)
+    change = peak_bytes(lambda: jvp(lambda LU: lu_solve(LU, pivots, B, left=left), (LU.detach(),), (E,)))
+    assert change <= 10 * size + 4 * LU.numel() * LU.itemsize
 
 
 @every_equation
@@ -88,6 +141,63 @@ def test_gradient_is_that_of_torch(left, adjoint):
         torch.testing.assert_close(ours, theirs)
 
 
+NESTED = {
+    "reverse over reverse": lambda f: jacrev(jacrev(f)),
+    "reverse over forward": lambda f: jacrev(jacfwd(f)),
+    "forward over reverse": lambda f: jacfwd(jacrev(f)),
+    "forward over forward": lambda f: jacfwd(jacfwd(f)),
+    "third, reverse": lambda f: jacrev(jacrev(jacrev(f))),
+    "third, forward": lambda f: jacfwd(jacfwd(jacfwd(f))),
+    "third, mixed": lambda f: jacrev(jacfwd(jacrev(f))),
+    "jvp of jvp of grad": lambda f: lambda x: jvp(lambda x: jvp(jacrev(f), (x,), (x.sin(),))[1], (x,), (x.cos(),))[1],
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize(("batch", "batch_of_B"), [((), ()), ((), (2,)), ((2,), ())], ids=str)
+@every_equation
+def test_derivatives_of_every_order(name, batch, batch_of_B, left, adjoint):
+    """With respect to LU and B together, beside the reverse mode of dense products and inverses."""
+    LU, pivots, B = system(2, 1, left, batch, batch_of_B)
+    P = torch.lu_unpack(LU, pivots)[0]
+
+    def ours(x):
+        return lu_solve(
+            x[: LU.numel()].view(LU.shape), pivots, x[LU.numel() :].view(B.shape), left=left, adjoint=adjoint
+        )
+
+    def dense(x):
+        LU_, B_ = x[: LU.numel()].view(LU.shape), x[LU.numel() :].view(B.shape)
+        A = P @ (LU_.tril(-1) + torch.eye(2, dtype=x.dtype)) @ LU_.triu()
+        inverse = torch.linalg.inv(A.mT if adjoint else A)
+        return inverse @ B_ if left else B_ @ inverse
+
+    x = torch.cat([LU.flatten(), B.flatten()])
+    if name == "jvp of jvp of grad":
+        expected = torch.einsum("...jkl,k,l->...j", jacrev(jacrev(jacrev(dense)))(x), x.sin(), x.cos())
+        expected += torch.einsum("...jk,k->...j", jacrev(jacrev(dense))(x), x.cos() * x.cos())
+    else:
+        expected = NESTED["third, reverse" if "third" in name else "reverse over reverse"](dense)(x)
+    torch.testing.assert_close(NESTED[name](ours)(x), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_gradient_of_an_ill_conditioned_system():
+    """With Y = L⁻¹ Pᵀ B, where the product U X would lose all digits."""
+    n = 12
+    A = torch.vander(torch.linspace(0.1, 1, n, dtype=torch.float64))
+    LU, pivots = torch.linalg.lu_factor(A)
+    B, G = torch.randn(n, 1, dtype=torch.float64), torch.randn(n, 1, dtype=torch.float64)
+    X = lu_solve(LU.requires_grad_(), pivots, B)
+    (gradient,) = grad(X, LU, G)
+    order, factors = triton_lu.permutation(pivots, n), LU.detach()
+    solve = torch.linalg.solve_triangular
+    Y = solve(factors, B[order], upper=False, unitriangular=True)
+    V = solve(factors.mT, G, upper=False)
+    W = solve(factors.mT, V, upper=True, unitriangular=True)
+    expected = -(W @ Y.mT).tril(-1) - (V @ X.detach().mT).triu()
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize(
     "transform",
     [
@@ -123,6 +233,73 @@ def test_vmap_over_some_arguments(in_dims):
         for solve in (lu_solve, torch.linalg.lu_solve)
     )
     torch.testing.assert_close(ours, theirs)
+
+
+@every_equation
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, 0, None), (None, None, 0), (0, None, 0)], ids=str)
+def test_vmap_over_complex_systems(in_dims, left, adjoint):
+    """Also of derivatives, and of batches of different ranks; nothing is done sample by sample, which would warn."""
+    args = system(3, 2, left, (5,), (5, 2), torch.complex128)
+    args = [x if dim == 0 else x[0] for x, dim in zip(args, in_dims, strict=True)]
+
+    def solve(LU, pivots, B):
+        return lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+
+    def gradients(LU, pivots, B):
+        return torch.func.grad(lambda LU, B: solve(LU, pivots, B).abs().square().sum(), argnums=(0, 1))(LU, B)
+
+    def change(LU, pivots, B):
+        return jvp(lambda LU, B: solve(LU, pivots, B), (LU, B), (2j * LU, B + 1j))[1]
+
+    def change_of_gradients(LU, pivots, B):
+        return jvp(lambda LU, B: gradients(LU, pivots, B), (LU, B), (2j * LU, B + 1j))[1]
+
+    for function in (solve, gradients, change, change_of_gradients):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            ours = vmap(function, in_dims)(*args)
+        one_by_one = [
+            function(*(x if dim is None else x[i] for x, dim in zip(args, in_dims, strict=True))) for i in range(5)
+        ]
+        if isinstance(ours, tuple):
+            ours, one_by_one = list(ours), [torch.stack(x) for x in zip(*one_by_one, strict=True)]
+        else:
+            one_by_one = torch.stack(one_by_one)
+        torch.testing.assert_close(ours, one_by_one)
+
+
+@every_equation
+@pytest.mark.parametrize(("batch", "batch_of_B"), [((3,), (3,)), ((), (3,)), ((2, 1), (3,))], ids=str)
+def test_compiled_complex_gradients(batch, batch_of_B, left, adjoint):
+    torch._dynamo.reset()
+    LU, pivots, B = system(4, 2, left, batch, batch_of_B, torch.complex128)
+    inputs = LU.requires_grad_(), B.requires_grad_()
+
+    def loss(LU, B):
+        return lu_solve(LU, pivots, B, left=left, adjoint=adjoint).abs().square().sum()
+
+    ours = grad(torch.compile(loss, fullgraph=True)(*inputs), inputs)
+    torch.testing.assert_close(ours, grad(loss(*inputs), inputs))
+
+
+@every_equation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize(("batch", "batch_of_B"), [((), ()), ((3,), ()), ((), (2,))], ids=str)
+def test_opcheck(batch, batch_of_B, dtype, left, adjoint):
+    LU, pivots, B = system(4, 2, left, batch, batch_of_B, dtype)
+    X = lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+    inputs = LU.requires_grad_(), pivots, B.requires_grad_()
+    torch.library.opcheck(ops.lu_solve, (*inputs, left, adjoint))
+    B = B.detach().expand_as(X)
+    torch.library.opcheck(ops.lu_solve_vjp, (LU.detach(), pivots, B, X, torch.randn_like(X), left, adjoint))
+
+
+def test_nothing_is_saved_for_a_derivative_that_is_not_asked_for():
+    LU, pivots, B = system(6, 2)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        lu_solve(LU, pivots, B.requires_grad_())
+    assert {x.data_ptr() for x in saved} == {LU.data_ptr(), pivots.data_ptr()}
 
 
 @pytest.mark.parametrize(
@@ -164,13 +341,13 @@ class TestErrors:
             ({"pivots": [1]}, "pivots to be a torch.Tensor; got list"),
             ({"B": 1.0}, "B to be a torch.Tensor; got float"),
             ({"LU": LU.int(), "B": B.int()}, "LU of float16, bfloat16, float32, .*; got torch.int32"),
-            ({"LU": LU[0, 0]}, r"LU of shape \[..., n, n\]; got \(4,\)"),
+            ({"LU": LU[0, 0]}, r"LU of 2 or more dimensions; got shape \(4,\)"),
             ({"LU": LU[..., :3], "pivots": pivots[..., :3]}, r"LU of shape \[..., n, n\]; got \(3, 4, 3\)"),
             ({"pivots": pivots.long()}, r"dtype torch.int32 and shape \(3, 4\); got torch.int64 and \(3, 4\)"),
             ({"pivots": pivots[..., :3]}, r"shape \(3, 4\); got torch.int32 and \(3, 3\)"),
             ({"pivots": pivots[0]}, r"shape \(3, 4\); got torch.int32 and \(4,\)"),
             ({"B": B.double()}, "same dtype; got torch.float32 and torch.float64"),
-            ({"B": B[0, :, 0]}, r"B of shape \[..., 4, k\]; got \(4,\)"),
+            ({"B": B[0, :, 0]}, r"B of 2 or more dimensions; got shape \(4,\)"),
             ({"B": B.mT}, r"B of shape \[..., 4, k\]; got \(3, 2, 4\)"),
             ({"left": False}, r"B of shape \[..., k, 4\]; got \(3, 4, 2\)"),
         ],
@@ -181,6 +358,18 @@ class TestErrors:
             torch.linalg.lu_solve(**arguments)
         with pytest.raises(type(torch_error.value), match=f"`linalg.lu_solve` expects .*{message}"):
             lu_solve(**arguments)
+
+    @pytest.mark.parametrize(
+        ("wrong", "text"), [(0, "greater or equal to 1"), (5, r"smaller or equal to LU.size\(-2\)")]
+    )
+    def test_pivots_out_of_range(self, wrong, text):
+        pivots = self.pivots[0].clone()
+        pivots[2] = wrong
+        for solve in (torch.linalg.lu_solve, lu_solve):
+            with pytest.raises(RuntimeError, match=f"Pivots given to lu_solve must all be {text}"):
+                solve(self.LU[0], pivots, self.B[0])
+            with pytest.raises(RuntimeError, match=f"Pivots given to lu_solve must all be {text}"):
+                solve(self.LU[0].clone().requires_grad_(), pivots, self.B)
 
     def test_batches_that_do_not_broadcast(self):
         with pytest.raises(RuntimeError):

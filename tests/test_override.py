@@ -16,6 +16,7 @@ from torch.linalg import lu_factor as imported_before
 from torch.utils.checkpoint import checkpoint
 
 import triton_lu
+from triton_lu.bench.timing import peak_bytes
 
 FUNCTIONS = {
     "torch.linalg.lu_factor": lambda A: torch.linalg.lu_factor(A).LU,
@@ -72,7 +73,7 @@ def taken_over(request):
 
 @every_function
 def test_replaced_and_equal_to_torch(name, taken_over):
-    A, function = matrix(3, 4, 4), FUNCTIONS[name]
+    A, function = matrix(3, 4, 4).requires_grad_(), FUNCTIONS[name]
     triton_lu.uninstall()
     expected = function(A)
     assert not runs_here(function, A)
@@ -166,7 +167,7 @@ def test_results_are_the_tuples_of_torch(taken_over):
 
 
 def test_singular_matrices_raise_where_they_do_in_torch(taken_over):
-    A = torch.zeros(3, 3)
+    A = torch.zeros(3, 3, requires_grad=True)
     with taken_over():
         for function in (torch.linalg.lu_factor, lambda A: torch.linalg.lu_factor_ex(A, check_errors=True)):
             with pytest.raises(RuntimeError, match=r"lu_factor.*U\[1, ?1\]"):
@@ -201,7 +202,7 @@ def test_out_is_left_to_torch(taken_over):
     with taken_over():
         assert not runs_here(lambda A: torch.linalg.lu_factor_ex(A, out=out), A)
         assert not runs_here(lambda A: torch.lu_solve(A, *packed(A), out=solution), A)
-        assert runs_here(lambda A: torch.lu(A, out=None), A)
+        assert runs_here(lambda A: torch.lu(A, out=None), A.clone().requires_grad_())
         with pytest.raises(RuntimeError, match=r"out=\.\.\. arguments don't support automatic differentiation"):
             torch.linalg.lu_factor_ex(A.requires_grad_(), out=out)
     assert torch.equal(out[0], torch.linalg.lu_factor_ex(A.detach()).LU)
@@ -330,7 +331,7 @@ def test_export(strict):
 
 
 def test_install_and_uninstall_any_number_of_times():
-    A = matrix(3, 3)
+    A = matrix(3, 3).requires_grad_()
     tag = torch.compiler.config.cache_key_tag
     for _ in range(2):
         triton_lu.install()
@@ -360,7 +361,28 @@ def test_install_holds_for_every_thread(installed):
     thread = threading.Thread(target=lambda: found.append(torch.linalg.lu_factor(A.requires_grad_()).LU.grad_fn))
     thread.start()
     thread.join()
-    assert type(found[0]).__name__ == "FactorRuleBackward"
+    assert type(found[0]).__name__ == "FactorBackward"
+
+
+@every_function
+def test_install_leaves_what_is_not_differentiated(name, installed):
+    A, function = matrix(3, 4, 4).requires_grad_(), FUNCTIONS[name]
+    with torch.no_grad():
+        assert not runs_here(function, A)
+    assert not runs_here(function, A.detach())
+    assert runs_here(function, A)
+    with forward_ad.dual_level():
+        assert runs_here(function, forward_ad.make_dual(A.detach(), A.detach()))
+
+
+def test_install_keeps_what_torch_cannot_do_or_does_wrong(installed):
+    """Without pivots on a CPU, batches of matrices that MKL factors in parallel, the choice of a backend."""
+    assert runs_here(lambda A: torch.linalg.lu_factor_ex(A, pivot=False), matrix(3, 3))
+    assert runs_here(torch.linalg.lu_factor_ex, matrix(2, 200, 200))
+    with triton_lu.backend("triton"):
+        assert runs_here(torch.linalg.lu_factor_ex, matrix(2, 4, 4))
+    with pytest.raises(RuntimeError, match="2 or more dimensions"):
+        torch.linalg.lu_factor_ex(torch.ones(3))
 
 
 def test_install_leaves_inference_mode(installed):
@@ -387,6 +409,17 @@ def test_install_keeps_the_derivatives_of_other_operators(function, installed):
     triton_lu.uninstall()
     for x, y in zip(ours, first_and_second(), strict=True):
         torch.testing.assert_close(x, y)
+
+
+@pytest.mark.parametrize("operation", [torch.linalg.solve, lambda A, B: torch.linalg.slogdet(A)[1]])
+def test_install_adds_no_memory_to_the_backwards_of_other_operators(operation, installed):
+    A, B = matrix(40, 40).requires_grad_(), torch.randn(50, 40, 1, dtype=torch.float64)
+    value = operation(A, B).sum()
+    memory = [peak_bytes(lambda: grad(value, A, retain_graph=True))]
+    assert not runs_here(lambda A: grad(value, A, retain_graph=True), A)
+    triton_lu.uninstall()
+    memory.append(peak_bytes(lambda: grad(value, A, retain_graph=True)))
+    assert memory[0] == memory[1]
 
 
 def test_graphs_outlive_uninstall(installed):

@@ -56,9 +56,13 @@ def test_products_are_in_full_precision(tf32, shape, dtype):
     LU, pivots, _ = aten_backend.factor(torch.randn(shape, dtype=dtype), True)
     maps = {name: partial(getattr(aten_backend, name), LU, pivots, LU) for name in ("vjp", "jvp", "curvature", "mixed")}
     maps["factor"] = partial(aten_backend.factor, LU, False)
+    for equation in ((True, False), (False, False)):
+        maps["lu_solve_vjp"] = partial(aten_backend.lu_solve_vjp, LU, pivots, LU, LU, LU, *equation)
+        maps["lu_solve_jvp"] = partial(aten_backend.lu_solve_jvp, LU, pivots, LU, LU, LU, *equation)
     for name, compute in maps.items():
         with Products() as products:
             compute()
+        assert products.seen
         expected = before if dtype == torch.float64 else ("ieee", "ieee")  # double precision: nothing to protect
         assert {*products.seen} == {expected}, name
         assert settings() == before

@@ -140,6 +140,26 @@ def test_functions_can_be_pickled():
         assert pickle.loads(pickle.dumps(function)) is function
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (600, 4, 4), (3, 40, 40), (150, 150)], ids=str)
+def test_copy_on_write_clones_stay_what_they_are(shape):
+    """No operator takes a pointer to write with: that would copy what is only read."""
+    A, X = matrix(*shape), matrix(*shape)
+    LU, pivots, _ = triton_lu.lu(A, get_infos=True)
+    ops = torch.ops.triton_lu
+    calls = [(ops.factor, (A,)), (ops.factor, (A, False)), (ops.permutation, (pivots, shape[-2]))]
+    calls += [(op, (LU, pivots, X)) for op in (ops.vjp, ops.jvp, ops.curvature, ops.mixed)]
+    for equation in ((True, False), (False, False), (True, True)):
+        calls += [(ops.lu_solve, (LU, pivots, X, *equation)), (ops.lu_solve, (LU, pivots, X[None], *equation))]
+        calls.append((ops.lu_solve_vjp, (LU, pivots, X, A, X, *equation)))
+    for op, args in calls:
+        clones = [torch._lazy_clone(x) if isinstance(x, torch.Tensor) else x for x in args]
+        op(*clones)
+        assert all(torch._C._is_cow_tensor(x) for x in clones if isinstance(x, torch.Tensor)), op
+    G = torch._lazy_clone(X)
+    grad(triton_lu.lu(A.requires_grad_())[0], A, G)
+    assert torch._C._is_cow_tensor(G)
+
+
 # Modes
 
 
@@ -198,7 +218,7 @@ def test_hooks_and_anomaly_mode():
         LU.sum().backward()
     assert torch.equal(LU.grad, torch.full_like(LU, 2))
     torch.testing.assert_close(A.grad, 2 * expected)
-    with torch.autograd.detect_anomaly(), pytest.raises(RuntimeError, match=r"FactorRuleBackward.*nan"):
+    with torch.autograd.detect_anomaly(), pytest.raises(RuntimeError, match=r"FactorBackward.*nan"):
         triton_lu.lu(A * 0, get_infos=True)[0].sum().backward()
 
 

@@ -148,7 +148,10 @@ def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     _require_tensor(name, "A", A)
     _require_bool(name, "pivot", pivot)
     if A.ndim < 2:
-        raise RuntimeError(f"`{name}` expects a matrix or a batch of matrices [..., m, n]; got shape {tuple(A.shape)}")
+        raise RuntimeError(
+            f"`{name}` expects a matrix or a batch of matrices [..., m, n], of 2 or more dimensions; "
+            f"got shape {tuple(A.shape)}"
+        )
     with without_autocast(A):
         return ops.factor(_computed(name, "a matrix", A), pivot)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import elimination, numpy_backend, plan, row_order
+from triton_lu import elimination, numpy_backend, plan, row_order, solve
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -52,7 +52,7 @@ def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return LU, pivots, infos
 
 
-permutation = row_order.permutation
+permutation, lu_solve, lu_solve_vjp = row_order.permutation, solve.lu_solve, solve.lu_solve_vjp
 
 
 def _small_form(name: str, X: Tensor) -> str | None:
@@ -156,15 +156,6 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     with full_precision(D):
         change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
     return _permuted(change.view(dB.shape), pivots, inverse=True)
-
-
-def row_index(rows: Tensor) -> Tensor:
-    """Row numbers within each matrix -> row numbers within the whole batch."""
-    if rows.ndim == 1:
-        return rows
-    batch, m = rows.shape[:-1].numel(), rows.shape[-1]
-    first = m * torch.arange(batch, device=rows.device)
-    return (rows.reshape(batch, m) + first[:, None]).view(-1)
 
 
 def rows(Y: Tensor, start: int, stop: int) -> Tensor:

@@ -15,7 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
+from torch._C._functorch import (
+    get_single_level_autograd_function_allowed,
+    set_single_level_autograd_function_allowed,
+)
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import _SingleLevelFunction
@@ -46,7 +49,7 @@ def _has_tangent(x: Any) -> bool:
     return torch._VF._unpack_dual(x, level=0).tangent is not None
 
 
-def _is_differentiated(args: tuple[Any, ...]) -> bool:
+def is_differentiated(args: tuple[Any, ...]) -> bool:
     """Whether a rule is needed. In forward AD without torch.func it is assumed: to find no tangent takes as long."""
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return True
@@ -65,10 +68,27 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
         args += defaults[len(args) :]  # the dispatcher strips trailing defaults
         with below_autograd():
             result = op(*args)
-        if not _is_differentiated(args):
+        if not is_differentiated(args):
             return result
-        with enable_single_level_autograd_function():
+        allowed = get_single_level_autograd_function_allowed()
+        set_single_level_autograd_function_allowed(True)
+        try:
             return rule.apply([result], *args)  # type: ignore[attr-defined]
+        finally:
+            set_single_level_autograd_function_allowed(allowed)
+
+    return kernel
+
+
+def composite_key(op: torch._ops.OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel of `op` for the Autograd dispatch key, with the derivatives of the operations that `function` is."""
+
+    def kernel(*args: Any) -> Any:
+        if is_differentiated(args):
+            with without_autocast(args[0]):
+                return function(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
 
     return kernel
 
@@ -76,6 +96,11 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
 def primal(x: Tensor) -> Tensor:
     """`x` without the tangent that it carries at the current level of forward AD, where one would be seen."""
     return torch._VF._unpack_dual(x, level=0).primal if torch._C._is_fwd_grad_enabled() else x
+
+
+def readable(X: Tensor) -> Tensor:
+    """X, or a copy of it where `X.numpy()`, which might write, would make a copy-on-write clone copy itself."""
+    return X.clone() if torch._C._is_cow_tensor(X) else X  # type: ignore[attr-defined]
 
 
 def without_autocast(X: Tensor) -> Any:

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.linalg import solve_triangular
 from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
 from triton_lu.api import _computed, _factor, _require_bool, _require_tensor, _type_name, lu_unpack, overridable
-from triton_lu.aten_backend import row_index
 from triton_lu.autograd_key import below_autograd, without_autocast
 
 
@@ -94,19 +92,26 @@ def lu_solve(
     triangular solves around a permutation of rows, never a dense P nor a second factorization.
 
     Raises:
-        TypeError: an argument is no tensor. NotImplementedError: any other dtype. RuntimeError: LU and B differ in
-        dtype, pivots are not int32, LU is not square, or the shapes do not fit each other.
+        TypeError: an argument is no tensor, or no bool. NotImplementedError: any other dtype. RuntimeError: LU and B
+        differ in dtype, pivots are not int32 or, on a CPU, not between 1 and n, LU is not square, or the shapes do not
+        fit each other.
+
+    Example:
+        >>> A, B = torch.tensor([[1.0, 2.0], [4.0, 6.0]]), torch.tensor([[5.0], [16.0]])
+        >>> LU, pivots = triton_lu.linalg.lu_factor(A)
+        >>> triton_lu.linalg.lu_solve(LU, pivots, B)
+        tensor([[1.],
+                [2.]])
     """
     name = "linalg.lu_solve"
+    _require_bool(name, "left", left)
+    _require_bool(name, "adjoint", adjoint)
     for argument, x in (("LU", LU), ("pivots", pivots), ("B", B)):
         _require_tensor(name, argument, x)
     LU, B = _computed(name, "LU", LU), _computed(name, "B", B)
     _require_system(name, LU, pivots, B, left)
     with without_autocast(LU):
-        if left:
-            X = _solve(LU, pivots, B, adjoint)
-        else:
-            X = _solve(LU, pivots, B.mT.conj_physical(), not adjoint).mT.conj_physical()
+        X = ops.lu_solve(LU, pivots, B, left, adjoint)
     return _written(name, (X,), None if out is None else (out,))[0]
 
 
@@ -147,28 +152,11 @@ def _resize_(target: Tensor, result: Tensor) -> None:
         target.resize_(result.shape).as_strided_(result.shape, result.stride())
 
 
-def _solve(LU: Tensor, pivots: Tensor, B: Tensor, adjoint: bool) -> Tensor:
-    """A⁻¹ B = U⁻¹ L⁻¹ Pᵀ B, or with adjoint A⁻ᴴ B = P L⁻ᴴ U⁻ᴴ B."""
-    batch = torch.broadcast_shapes(LU.shape[:-2], B.shape[:-2])
-    B = B.expand(*batch, *B.shape[-2:])
-    order = ops.permutation(pivots, LU.shape[-1])
-    if adjoint:
-        LUH = LU.mT.conj_physical()
-        Y = solve_triangular(LUH, B, upper=False)
-        Y = solve_triangular(LUH, Y, upper=True, unitriangular=True)
-        return _permute(Y, order.argsort())
-    Y = solve_triangular(LU, _permute(B, order), upper=False, unitriangular=True)
-    return solve_triangular(LU, Y, upper=True)
-
-
-def _permute(Y: Tensor, order: Tensor) -> Tensor:
-    """The rows of each matrix of Y in the given order, which is broadcast to the batch of Y."""
-    all_rows = Y.reshape(Y.shape[:-1].numel(), Y.shape[-1])
-    return all_rows.index_select(0, row_index(order.expand(Y.shape[:-1]))).view(Y.shape)
-
-
 def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool) -> None:
-    if LU.ndim < 2 or LU.shape[-2] != LU.shape[-1]:
+    for argument, x in (("LU", LU), ("B", B)):
+        if x.ndim < 2:
+            raise RuntimeError(f"`{name}` expects {argument} of 2 or more dimensions; got shape {tuple(x.shape)}")
+    if LU.shape[-2] != LU.shape[-1]:
         raise RuntimeError(f"`{name}` expects LU of shape [..., n, n]; got {tuple(LU.shape)}")
     if pivots.dtype != torch.int32 or pivots.shape != LU.shape[:-1]:
         raise RuntimeError(
@@ -178,7 +166,7 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
     if B.dtype != LU.dtype:
         raise RuntimeError(f"`{name}` expects LU and B of the same dtype; got {LU.dtype} and {B.dtype}")
     n = LU.shape[-1]
-    if B.ndim < 2 or B.shape[-2 if left else -1] != n:
+    if B.shape[-2 if left else -1] != n:
         expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
         raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
     batches = tuple(LU.shape[:-2]), tuple(B.shape[:-2])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan, row_order
+from triton_lu.autograd_key import readable
 from triton_lu.results import empty_row_major
 
 Array = np.ndarray
@@ -22,7 +23,7 @@ Array = np.ndarray
 
 def _array(X: Tensor) -> Array:
     """X, one matrix, as [m, n]."""
-    return X.numpy(force=True).reshape(X.shape[-2:])
+    return readable(X).numpy(force=True).reshape(X.shape[-2:])
 
 
 @lru_cache(maxsize=256)
@@ -114,7 +115,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
 def sweep(columns: Callable[[Array, Array], Array], X: Tensor, factors: Tensor, result: Tensor) -> Tensor:
     """The result of `vjp_columns` or its kin, for as many matrices at a time as a cache holds."""
     shape = (-1, *X.shape[-2:])
-    given, B, out = (x.numpy(force=True).reshape(shape) for x in (X, factors, result))
+    given, B, out = (readable(x).numpy(force=True).reshape(shape) for x in (X, factors, result))
     at_once = plan.CACHED // given[0].size
     for i in range(0, len(given), at_once):
         some = slice(i, i + at_once)

@@ -17,6 +17,9 @@ derives:
 
 and the gradient of Re⟨D, G⟩ = Re⟨E, Y⟩ with respect to B is curvature(D, Y). `mixed` and `curvature` are linear in both
 of their arguments, and each other's derivatives.
+
+A solution X = lu_solve(LU, pivots, B) is linear in B, with itself for derivatives. Its gradients with respect to LU and
+B are one operator, `lu_solve_vjp`, that differentiates as the triangular solves and products that it consists of.
 """
 
 from functools import reduce
@@ -26,9 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triton_lu import solve
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
 from triton_lu.registration import Operator, on_triton, register
-from triton_lu.results import empty_column_major, empty_factors, empty_row_major
+from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
 
 class Factor(Operator):
@@ -183,6 +187,97 @@ class Mixed(Operator):
             return _total(along_D, None if ddB is None else mixed(primal(D), pivots, ddB))
 
 
+class LuSolve(Operator):
+    """(LU, pivots, B) -> X with A X = B or the like: d X = lu_solve(dB) + lu_solve_jvp(dLU)."""
+
+    schema = "lu_solve(Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor"
+
+    @staticmethod
+    def shapes(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
+        batch = torch.broadcast_shapes(LU.shape[:-2], B.shape[:-2])
+        return empty_solution(B.expand(*batch, *B.shape[-2:]), left)
+
+    @classmethod
+    def by_kernel(cls, X: Any, *, on_cuda: bool) -> bool:
+        return False
+
+    @classmethod
+    def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        """LU, or B, stays without the batch if only the other has it: they are broadcast without a copy of LU."""
+        return _solved_batch(op, info, in_dims, args, all_batched=False), 0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, LU, pivots, B, *ctx.equation = inputs
+        ctx.shape = B.shape
+        saved = (LU, pivots, B, output) if LU.requires_grad else (LU, pivots)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(LU, pivots, B, output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        LU, pivots, *solution = ctx.saved_tensors
+        left, adjoint = ctx.equation
+        with without_autocast(G):
+            if ctx.needs_input_grad[1]:
+                B, X = solution
+                LU_grad, B_grad = lu_solve_vjp(LU, pivots, B.expand_as(X), X, G, left, adjoint)
+            else:
+                LU_grad, B_grad = None, lu_solve(LU, pivots, G, left, not adjoint)
+            return None, LU_grad, None, B_grad.sum_to_size(ctx.shape), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dLU: Tensor | None, __: None, dB: Tensor | None, *___: None) -> Tensor:
+        LU, pivots, B, X = ctx.saved_tensors
+        with tangent_mode():
+            LU, X = primal(LU), primal(X)
+            along_B = None if dB is None else lu_solve(LU, pivots, dB, *ctx.equation)
+            if dLU is None:
+                return _total(along_B)
+            along_LU = solve.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
+            return _total(along_B, along_LU)
+
+
+class LuSolveVjp(Operator):
+    """(LU, pivots, B, X, G) -> the gradients of Re⟨G, X⟩, X = lu_solve(LU, pivots, B), with respect to LU and B."""
+
+    schema = (
+        "lu_solve_vjp(Tensor LU, Tensor pivots, Tensor B, Tensor X, Tensor G, bool left, bool adjoint)"
+        " -> (Tensor, Tensor)"
+    )
+    is_composite = True
+    by_kernel = LuSolve.by_kernel
+
+    @staticmethod
+    def shapes(
+        LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor, G: Tensor, left: bool, adjoint: bool
+    ) -> tuple[Tensor, Tensor]:
+        return empty_row_major(LU), empty_solution(X, left)
+
+    @classmethod
+    def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _solved_batch(op, info, in_dims, args, all_batched=True), (0, 0)
+
+
+def _solved_batch(
+    op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...], *, all_batched: bool
+) -> Any:
+    """The operator on tensors with a batch in front, of LU and pivots or of the others where not all have it."""
+    *tensors, left, adjoint = args
+    batched = [dim is not None for dim in in_dims[: len(tensors)]]
+    ranks = [x.ndim - is_batched - 2 for x, is_batched in zip(tensors, batched, strict=True)]
+    ranks[1] += 1  # pivots
+    batched[0] = batched[1] = batched[0] or batched[1]
+
+    def to_front(x: Tensor, dim: int | None, is_batched: bool, rank: int) -> Tensor:
+        if all_batched or is_batched:
+            x = x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            x = x[(slice(None), *[None] * (max(ranks) - rank))]
+        return x
+
+    return op(*map(to_front, tensors, in_dims, batched, ranks), left, adjoint)
+
+
 class Permutation(Operator):
     """(pivots, m) -> the order of the rows: A[permutation] = L U."""
 
@@ -241,6 +336,6 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
     return index if len(index) > 1 else index[0]
 
 
-factor, vjp, jvp, curvature, mixed, permutation, check = register(
-    Factor, Vjp, Jvp, Curvature, Mixed, Permutation, Check
+factor, vjp, jvp, curvature, mixed, lu_solve, lu_solve_vjp, permutation, check = register(
+    Factor, Vjp, Jvp, Curvature, Mixed, LuSolve, LuSolveVjp, Permutation, Check
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from triton_lu import aten_backend, hardware, plan
 from triton_lu._backend import current
-from triton_lu.autograd_key import DerivativeRule, autograd_key
+from triton_lu.autograd_key import DerivativeRule, autograd_key, composite_key
 
 OPERATORS: dict[torch._ops.OpOverload, "type[Operator]"] = {}
 """All that are registered."""
@@ -47,8 +47,12 @@ class Operator(DerivativeRule):
     """Whether `backend("triton")` is refused where there is no kernel, rather than served by ATen."""
     only_raises: ClassVar[bool] = False
     """Whether an exception is all it does: TorchScript and torch.fx must keep it."""
+    is_composite: ClassVar[bool] = False
+    """Whether it is differentiated as the operations that its ATen implementation consists of."""
     name: ClassVar[str]
     defaults: ClassVar[tuple[Any, ...]]
+    autograd: ClassVar[Callable[..., Any]]
+    """What the dispatcher finds under the Autograd key, for callers that stand there already."""
 
     @classmethod
     def by_kernel(cls, X: Tensor, *, on_cuda: bool) -> bool:
@@ -70,6 +74,18 @@ class Operator(DerivativeRule):
             return getattr(triton_backend, cls.name)(*args)
         return getattr(aten_backend, cls.name)(*args)
 
+    @classmethod
+    def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        """The rule for torch.func.vmap. Operators are batched already: every argument is brought to the same batch."""
+
+        def to_front(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+        in_dims += (None,) * (len(args) - len(in_dims))
+        return op(*map(to_front, args, in_dims)), 0
+
 
 def register(*operators: type[Operator]) -> list[torch._ops.OpOverload]:
     """Registers operators with PyTorch; returns them as callables, `torch.ops.triton_lu.NAME.default`."""
@@ -85,28 +101,17 @@ def _register(operator: type[Operator]) -> torch._ops.OpOverload:
     for key in ("CPU", "CUDA"):
         _library.impl(name, partial(operator.run, on_cuda=key == "CUDA"), key)
     torch.library.register_fake(op, operator.shapes, lib=_library)
-    torch.library.register_vmap(op, _batching(op), lib=_library)
+    torch.library.register_vmap(op, partial(operator.batching, op), lib=_library)
     if operator.autocast:
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(op, device, torch.float32, lib=_library)
     if operator.only_raises:
         torch.fx.node.has_side_effect(op)
     OPERATORS[op] = operator
-    if operator.backward is not DerivativeRule.backward:
-        _library.impl(name, autograd_key(op, operator), "Autograd")
+    if operator.is_composite:
+        operator.autograd = composite_key(op, getattr(aten_backend, name))
+    elif operator.backward is not DerivativeRule.backward:
+        operator.autograd = autograd_key(op, operator)
+    if hasattr(operator, "autograd"):
+        _library.impl(name, operator.autograd, "Autograd")
     return op
-
-
-def _batching(op: torch._ops.OpOverload) -> Callable[..., Any]:
-    """The rule for torch.func.vmap: operators are batched already, so every argument is brought to the same batch."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        def to_front(x: Any, dim: int | None) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-        in_dims += (None,) * (len(args) - len(in_dims))
-        return op(*map(to_front, args, in_dims)), 0
-
-    return rule

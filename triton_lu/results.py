@@ -20,3 +20,8 @@ def empty_factors(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     *batch, m, n = A.shape
     pivots = A.new_empty((*batch, min(m, n)), dtype=torch.int32)
     return empty_column_major(A), pivots, A.new_empty(batch, dtype=torch.int32)
+
+
+def empty_solution(B: Tensor, left: bool) -> Tensor:
+    """An uninitialized tensor like B, column-major where it stands to the right of A, else row-major."""
+    return empty_column_major(B) if left else empty_row_major(B)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from triton_lu import plan
+from triton_lu.autograd_key import readable
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:
@@ -54,7 +55,7 @@ def _exchanged(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
     if form == "by matrix":
         return _by_matrix(pivots, m, steps, stride)
     orders = _by_table if form == "by table" else _by_step
-    order = orders(pivots.numpy(), m, steps) + stride * np.arange(batch)[:, None]
+    order = orders(readable(pivots).numpy(), m, steps) + stride * np.arange(batch)[:, None]
     return torch.from_numpy(order.reshape(-1))
 
 
