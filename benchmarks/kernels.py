@@ -34,10 +34,10 @@ from triton_lu_kernels import sweep
 
 import triton_lu
 from triton_lu import plan, triton_backend
-from triton_lu.api import DTYPES
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Problem, Size, size
 from triton_lu.cli import dtype_name
+from triton_lu.validation import DTYPES
 
 try:
     import ptxrun

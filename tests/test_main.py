@@ -15,10 +15,10 @@ from torch.autograd import grad
 import triton_lu
 from triton_lu import aten_backend, reference
 from triton_lu.__main__ import main
-from triton_lu.api import DTYPES
 from triton_lu.bench.timing import Timing, interleaved, peak_bytes, wall_clock
 from triton_lu.cli import demo, doctor, matrixfile, served_by
 from triton_lu.cli.matrixfile import InputError, read
+from triton_lu.validation import DTYPES
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from triton_lu import linalg, ops, plan
-from triton_lu.api import DTYPES
 from triton_lu.autograd_key import is_differentiated
+from triton_lu.validation import DTYPES
 
 TAG = "[triton_lu.install]"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from triton_lu import linalg
-from triton_lu.api import DTYPES
+from triton_lu.validation import DTYPES
 
 
 class override(ContextDecorator, TorchFunctionMode):

@@ -3,38 +3,12 @@
 Reference for the formulas of the derivatives: docs/mathematics.md, and for the packed format LAPACK's getrf.
 """
 
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
-
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function
 
 from triton_lu import ops
-from triton_lu.autograd_key import is_torch_function_enabled, without_autocast
-
-HALF = (torch.float16, torch.bfloat16)
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
-
-def overridable(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, for `__torch_function__` to take over as any of PyTorch's: by modes, by the classes of arguments.
-
-    So `torch.fx` records it as one call.
-    """
-
-    @wraps(function)
-    def public(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        given = (*args, *kwargs.values())
-        if is_torch_function_enabled() and has_torch_function(given):
-            return handle_torch_function(public, given, *args, **kwargs)
-        return function(*args, **kwargs)
-
-    return public
+from triton_lu.autograd_key import without_autocast
+from triton_lu.validation import computed, overridable, require_bool, require_tensor
 
 
 @overridable
@@ -76,7 +50,7 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
         tensor([[ 6., -4.],
                 [-2.,  1.]])
     """
-    LU, pivots, infos = _factor("lu", A, pivot)
+    LU, pivots, infos = factor("lu", A, pivot)
     if get_infos:
         return LU, pivots, infos
     ops.check(infos, "lu")
@@ -134,7 +108,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
         >>> triton_lu.permutation(pivots, 2)
         tensor([1, 0])
     """
-    _require_tensor("permutation", "pivots", pivots)
+    require_tensor("permutation", "pivots", pivots)
     if pivots.dtype != torch.int32:
         raise RuntimeError(f"`permutation` expects pivots of dtype torch.int32; got {pivots.dtype}")
     if pivots.ndim < 1 or pivots.shape[-1] > m:
@@ -144,43 +118,14 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     return ops.permutation(pivots, m)
 
 
-def _factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
-    _require_tensor(name, "A", A)
-    _require_bool(name, "pivot", pivot)
+def factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """LU, pivots and infos of A, validated in the name of a public function."""
+    require_tensor(name, "A", A)
+    require_bool(name, "pivot", pivot)
     if A.ndim < 2:
         raise RuntimeError(
             f"`{name}` expects a matrix or a batch of matrices [..., m, n], of 2 or more dimensions; "
             f"got shape {tuple(A.shape)}"
         )
     with without_autocast(A):
-        return ops.factor(_computed(name, "a matrix", A), pivot)
-
-
-def _computed(name: str, what: str, X: Tensor) -> Tensor:
-    """X in the dtype it is computed in: a half in float32."""
-    if X.dtype in HALF:
-        return X.to(torch.float32)
-    if X.dtype not in DTYPES:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in (*HALF, *DTYPES))
-        raise NotImplementedError(f"`{name}` expects {what} of {expected}; got {X.dtype}")
-    return X
-
-
-def _require_tensor(name: str, argument: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {_type_name(x)}")
-    if x.layout != torch.strided:
-        raise NotImplementedError(f"`{name}` expects {argument} to be dense (torch.strided); got {x.layout}")
-    if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
-        from triton_lu import sharding  # noqa: F401  registers the sharding rules
-
-
-def _require_bool(name: str, argument: str, x: object) -> None:
-    if not isinstance(x, bool):
-        raise TypeError(f"`{name}` expects {argument} to be a bool; got {_type_name(x)}")
-
-
-def _type_name(x: object) -> str:
-    """Of a class that is not built in with its module: numpy.bool is no bool."""
-    cls = type(x)
-    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+        return ops.factor(computed(name, "a matrix", A), pivot)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-import triton_lu
+from triton_lu._version import __version__
 
 KERNELS = ("factor", "vjp", "jvp", "curvature")
 LARGEST = 1 << 15
@@ -134,8 +134,8 @@ def _validated(content: object) -> dict[str, dict[str, int]]:
             pass
         case _:
             raise ValueError("expected an object with the members triton_lu and machines")
-    if written_by != triton_lu.__version__:
-        raise ValueError(f"written by triton_lu {written_by}, this is {triton_lu.__version__}")
+    if written_by != __version__:
+        raise ValueError(f"written by triton_lu {written_by}, this is {__version__}")
     return {name: _validated_numbers(values) for name, values in machines.items()}
 
 
@@ -153,7 +153,7 @@ def _validated_numbers(values: object) -> dict[str, int]:
 def write(device: torch.device, values: dict[str, int]) -> None:
     """Saves what was measured on this device, and keeps what the file has of other machines."""
     machines = {**read(), machine(device): values}
-    content = {"triton_lu": triton_lu.__version__, "machines": machines}
+    content = {"triton_lu": __version__, "machines": machines}
     _validated(content)
     _write(path(), content)
 

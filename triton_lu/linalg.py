@@ -13,8 +13,9 @@ from torch.autograd import forward_ad
 from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
-from triton_lu.api import _computed, _factor, _require_bool, _require_tensor, _type_name, lu_unpack, overridable
+from triton_lu.api import factor, lu_unpack
 from triton_lu.autograd_key import below_autograd, without_autocast
+from triton_lu.validation import computed, overridable, require_bool, require_tensor, type_name
 
 
 @overridable
@@ -29,7 +30,7 @@ def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = N
         tensor([[1.],
                 [2.]])
     """
-    LU, pivots, infos = _factor("linalg.lu_factor", A, pivot)
+    LU, pivots, infos = factor("linalg.lu_factor", A, pivot)
     ops.check(infos, "linalg.lu_factor")
     return linalg_lu_factor(_written("linalg.lu_factor", (LU, pivots), out))
 
@@ -46,8 +47,8 @@ def lu_factor_ex(
         >>> triton_lu.linalg.lu_factor_ex(torch.zeros(2, 2)).info
         tensor(1, dtype=torch.int32)
     """
-    _require_bool("linalg.lu_factor_ex", "check_errors", check_errors)
-    LU, pivots, infos = _factor("linalg.lu_factor_ex", A, pivot)
+    require_bool("linalg.lu_factor_ex", "check_errors", check_errors)
+    LU, pivots, infos = factor("linalg.lu_factor_ex", A, pivot)
     if check_errors:
         ops.check(infos, "linalg.lu_factor_ex")
     return linalg_lu_factor_ex(_written("linalg.lu_factor_ex", (LU, pivots, infos), out))
@@ -66,7 +67,7 @@ def lu(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) ->
         >>> torch.equal(P @ L @ U, A)
         True
     """
-    LU, pivots, _ = _factor("linalg.lu", A, pivot)
+    LU, pivots, _ = factor("linalg.lu", A, pivot)
     P, L, U = lu_unpack(LU, pivots, unpack_pivots=pivot)
     return linalg_lu(_written("linalg.lu", (P, L, U), out))
 
@@ -104,11 +105,11 @@ def lu_solve(
                 [2.]])
     """
     name = "linalg.lu_solve"
-    _require_bool(name, "left", left)
-    _require_bool(name, "adjoint", adjoint)
+    require_bool(name, "left", left)
+    require_bool(name, "adjoint", adjoint)
     for argument, x in (("LU", LU), ("pivots", pivots), ("B", B)):
-        _require_tensor(name, argument, x)
-    LU, B = _computed(name, "LU", LU), _computed(name, "B", B)
+        require_tensor(name, argument, x)
+    LU, B = computed(name, "LU", LU), computed(name, "B", B)
     _require_system(name, LU, pivots, B, left)
     with without_autocast(LU):
         X = ops.lu_solve(LU, pivots, B, left, adjoint)
@@ -120,11 +121,11 @@ def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | Non
     if out is None:
         return results
     if not isinstance(out, (tuple, list)):
-        raise TypeError(f"`{name}` expects out to be a tuple of {len(results)} tensors; got {_type_name(out)}")
+        raise TypeError(f"`{name}` expects out to be a tuple of {len(results)} tensors; got {type_name(out)}")
     if len(out) != len(results):
         raise TypeError(f"`{name}` expects out to be {len(results)} tensors; got {len(out)}")
     for result, target in zip(results, out, strict=True):
-        _require_tensor(name, "out", target)
+        require_tensor(name, "out", target)
         if torch.is_grad_enabled() and (result.requires_grad or target.requires_grad):
             raise RuntimeError(f"`{name}` has no derivative with out, but an argument requires grad")
         if result.dtype != torch.int32 and forward_ad.unpack_dual(result).tangent is not None:

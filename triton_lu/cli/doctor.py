@@ -16,9 +16,9 @@ from torch import Tensor
 
 import triton_lu
 from triton_lu import hardware, reference
-from triton_lu.api import DTYPES
 from triton_lu.calibration import triton_version
 from triton_lu.cli import dtype_name, served_by
+from triton_lu.validation import DTYPES
 
 SHAPES = ((520, 4, 4), (5, 20, 12), (5, 12, 20), (3, 48, 48), (150, 150))
 """What is factorized: a little of every algorithm."""
