@@ -19,12 +19,10 @@ class Strided(NamedTuple):
     BY_COLUMN: constexpr
 
 
-# Made once: a constexpr takes a microsecond.
-_LAYOUTS = {
-    (components, by_column): (constexpr(components), constexpr(by_column))
-    for components in (1, 2)
-    for by_column in (False, True)
-}
+# By `is_complex` and by whether the entries of a column lie closer together than those of a row. Made once: a constexpr
+# takes longer than all the rest of a `Strided`.
+_COMPONENTS = constexpr(1), constexpr(2)
+_BY_COLUMN = constexpr(False), constexpr(True)
 
 
 def arguments(shape, *tensors):
@@ -36,9 +34,10 @@ def arguments(shape, *tensors):
 
 
 def _strided(x, strides):
-    components = 2 if x.is_complex() else 1
-    by_column = len(strides) > 2 and strides[1] < strides[2]  # the entries of a column lie closer together
-    return Strided(torch.view_as_real(x) if x.is_complex() else x, strides, *_LAYOUTS[components, by_column])
+    is_complex = x.is_complex()
+    reals = torch.view_as_real(x) if is_complex else x
+    by_column = len(strides) > 2 and strides[1] < strides[2]
+    return Strided(reals, strides, _COMPONENTS[is_complex], _BY_COLUMN[by_column])
 
 
 def batch_dims(batch, *tensors):

@@ -14,10 +14,10 @@ factorization reversed, from the last J to the first, is vjp,
     X21 = (G21 - S U12^H) U11^-H       X12 = L11^-H (G12 - L21^H S)
     X11 = vjp(G11 - tril(X12 U12^H, -1) - triu(L21^H X21))
 
-and its tangent, left-looking, from the first J to the last, is jvp: with A = P^T E, and 0 for what comes before J,
+and its tangent, left-looking, from the first J to the last, is jvp: with dA = P^T E, and 0 for what comes before J,
 
-    dB11 = jvp(A11 - dL10 U01 - L10 dU01)
-    dL21 = (A21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1       dU12 = L11^-1 (A12 - dL10 U02 - L10 dU02 - dL11 U12)
+    dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
+    dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1      dU12 = L11^-1 (dA12 - dL10 U02 - L10 dU02 - dL11 U12)
 
 Grids: one axis. `prepare_kernel` has one program for every 16 columns of the inverses and one for every ROWS rows of a
 matrix. Then `step_kernel` is launched twice for each J: with one program for every tile of BLOCK rows of X21 or columns
@@ -45,7 +45,7 @@ from . import blocks, field, launch, layout, permutation
 
 
 class Sweep(NamedTuple):
-    """What all programs of a sweep are given. Of `pieces` and the others see `evaluate`."""
+    """Operands, workspaces and options of a sweep, those of `evaluate`."""
 
     out: Any
     LU: Any
