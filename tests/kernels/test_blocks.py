@@ -5,9 +5,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from layouts import by_column, by_row
 from numpy.linalg import inv
 from triton_lu_kernels import blocks, field, launch, layout
+
+from tests.support.layouts import by_column, by_row
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,8 +5,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from layouts import by_column, by_matrix, by_row, sliced
 from triton_lu_kernels import launch, layout
+
+from tests.support.layouts import by_column, by_matrix, by_row, sliced
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 ROWS, COLS = 4, 8

@@ -5,8 +5,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from layouts import by_column, by_row
 from triton_lu_kernels import launch, layout, substitution
+
+from tests.support.layouts import by_column, by_row
 
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
