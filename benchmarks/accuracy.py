@@ -3,7 +3,7 @@
 For every class of regular matrices of `tests/matrices.py` the relative error, in the Frobenius norm, of the backward of
 LU. Both providers start from the same LU; single precision is judged by the formula in double precision, double
 precision by the formula in NumPy's extended precision. Of a batch the worst counts. For the ratio PyTorch's error is at
-least the unit roundoff, which storing an exact result may cost. Writes benchmarks/results/accuracy.csv.
+least the unit roundoff, which storing an exact result may cost. Writes benchmarks/results/cpu/accuracy.csv.
 """
 
 import csv
@@ -23,7 +23,7 @@ from triton_lu import reference
 from triton_lu.bench import machine
 from triton_lu.cli import dtype_name
 
-RESULTS = Path(__file__).parent / "results" / "accuracy.csv"
+RESULTS = Path(__file__).parent / "results" / "cpu" / "accuracy.csv"
 SINGLE, DOUBLE = (torch.float32, torch.complex64), (torch.float64, torch.complex128)
 SIZES = {1: (4, 16, 64, 150, 256, 512, 1024, 2048), 8: (4, 16, 64, 128, 150, 256), 600: (4, 8)}
 """n by the size of the batch: both decide how the sweep runs."""

@@ -5,7 +5,8 @@ Dynamic ones are counted by `ptxrun`, an emulator of compiled kernels, on some p
 where it cannot be imported, and for GPUs that it does not model, they stay empty. Every time is an ESTIMATE by its
 model of a multiprocessor, never a measurement; docs/performance.md says how far it can be trusted.
 
-A complete run writes benchmarks/results/kernels.csv, any other nothing without --output. Needs TRITON_INTERPRET unset.
+A complete run writes benchmarks/results/estimates/kernels.csv, any other nothing without --output. Needs
+TRITON_INTERPRET unset.
 """
 
 import argparse
@@ -44,7 +45,7 @@ try:
 except ImportError:
     ptxrun = None
 
-RESULTS = Path(__file__).parent / "results" / "kernels.csv"
+RESULTS = Path(__file__).parent / "results" / "estimates" / "kernels.csv"
 KERNELS = ("factor", "vjp", "jvp", "curvature")
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512)), Size(1, 100, 40))
 GPUS = {"H100": "sm_90", "A100": "sm_80", "B200": "sm_100"}

@@ -5,7 +5,7 @@ have: what plans rest on. What it computes is checked first. `us` is the median 
 L2 cache flushed; `graph_us`, where there are several launches, of a CUDA graph of them; `copy_us` what the fewest bytes
 take at the speed of a large copy.
 
-Kernels are compiled beforehand, as many at once as there are cores. Writes benchmarks/results/GPU-kernels.csv.
+Kernels are compiled beforehand, as many at once as there are cores. Writes benchmarks/results/GPU/times.csv.
 """
 
 import multiprocessing
@@ -133,13 +133,13 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
 def main() -> None:
     parser = parser_of("times", __doc__, SIZES)
     parser.add_argument("--others", action="store_true", help="also in configurations that are not the plan's")
-    parser.add_argument("--output", type=Path, help="default: GPU-kernels.csv among the results")
+    parser.add_argument("--output", type=Path, help="default: GPU/times.csv among the results")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
     torch.cuda.set_stream(torch.cuda.Stream())  # on which a graph can be captured
     facts = machine.facts(torch.device("cuda"))
-    default = RESULTS / f"{calibration.slug(facts['device'])}-kernels.csv"
+    output = options.output or RESULTS / calibration.slug(facts["device"]) / "times.csv"
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     wanted = [getattr(torch, name) for name in options.dtypes]
     count = torch.cuda.get_device_properties().multi_processor_count
@@ -163,7 +163,8 @@ def main() -> None:
         rows.append(row | facts)
         us = f"{row['us']:.1f} µs, a copy {copy_us:.1f}" if "us" in row else row["status"]
         console.print(f"{name} {shape} {row['dtype']} {chosen}: {us}")
-        pd.DataFrame(rows).to_csv(options.output or default, index=False, float_format="%.4g")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(output, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
