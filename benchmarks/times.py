@@ -26,7 +26,7 @@ from rich.progress import track
 
 import triton_lu
 from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
-from triton_lu import aten_backend, calibration, ops, plan, reference
+from triton_lu import aten_backend, calibration, ops, plan, reference, registration
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Size
 from triton_lu.bench.timing import Clockmaker, event_clock
@@ -89,7 +89,8 @@ def arguments(case: Case, device: str, *, filled: bool = True) -> tuple[torch.Te
 def operator(case: Case) -> Iterator[Callable[..., Any]]:
     """The operator; inside, it runs on its kernel as `case` plans it."""
     name, _, _, chosen = case
-    with triton_lu.backend("triton"), patch.object(plan, "kernel", lambda *_: chosen):
+    planned = patch.object(plan, "kernel", lambda *_: chosen)
+    with triton_lu.backend("triton"), planned, patch.dict(registration.prepared_calls, clear=True):
         yield getattr(ops, name)
 
 

@@ -1,6 +1,7 @@
 """Before anything imports Triton: the tests here run its kernels in the interpreter, on the CPU.
 
-`tests/emulator`, which runs compiled kernels, is a suite of its own: `TRITON_INTERPRET=0 pytest tests/emulator`.
+`tests/emulator`, which runs compiled kernels, is a suite of its own: `TRITON_INTERPRET=0 pytest tests/emulator`. Those
+in `tests/launch` are compiled too; `tests/test_launches.py` runs them in a process of their own.
 """
 
 import os
@@ -21,7 +22,7 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile("default")
 
 if os.environ["TRITON_INTERPRET"] == "1":
-    collect_ignore = ["emulator", "gpu"]
+    collect_ignore = ["emulator", "gpu", "launch"]
 
 
 def pytest_collection_modifyitems(items):

@@ -16,9 +16,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import times
+from benchmarks import host, times
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import counters, dry, lab, stages, summary
+from benchmarks.gpu import counters, dry, stages, summary
 from benchmarks.gpu.processes import RowError, Worker
 from benchmarks.gpu.stages import ALL, Stage, Task
 from benchmarks.gpu.table import Table
@@ -270,8 +270,8 @@ def test_checks_are_of_every_regime_and_dtype(planned):
 
 
 def test_every_call_of_the_host_is_one():
-    arguments = lab.Arguments(stages.Size(1, 3, 3), "cpu")
-    for call in lab.CALLS.values():
+    arguments = host.Arguments(stages.Size(1, 3, 3), "cpu")
+    for call in host.CALLS.values():
         call(arguments)()
 
 

@@ -1,6 +1,6 @@
 """What PyTorch is told about an operator, all of it derived from one class: see `Operator` and `register`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -68,10 +68,18 @@ class Operator(DerivativeRule):
     def run(cls, *args: Any, on_cuda: bool) -> Any:
         """What the operator does for tensors on a CPU or, with `on_cuda`, a GPU."""
         args += cls.defaults[len(args) :]  # the dispatcher strips trailing defaults
-        if cls.by_kernel(args[cls.matrix], on_cuda=on_cuda):
-            from triton_lu import triton_backend  # imports Triton
+        choice = current()
+        if on_cuda or choice == "triton":
+            key = _key(cls.name, choice, args)
+            if (prepared := prepared_calls.get(key)) is not None:
+                return prepared(*args)
+            if cls.by_kernel(args[cls.matrix], on_cuda=on_cuda):
+                from triton_lu import triton_backend  # imports Triton
 
-            return getattr(triton_backend, cls.name)(*args)
+                result, prepared = triton_backend.prepare(cls.name, args)
+                if prepared is not None:
+                    _keep(key, prepared)
+                return result
         return getattr(aten_backend, cls.name)(*args)
 
     @classmethod
@@ -85,6 +93,28 @@ class Operator(DerivativeRule):
 
         in_dims += (None,) * (len(args) - len(in_dims))
         return op(*map(to_front, args, in_dims)), 0
+
+
+prepared_calls: dict[Hashable, Callable[..., Any]] = {}
+"""The calls of operators on kernels that were made before: by all that decides what they allocate and launch."""
+
+MOST = 4096  # of them, at some kilobytes each
+
+
+def _key(name: str, choice: str, args: tuple[Any, ...]) -> Hashable:
+    key: list[Hashable] = [name, choice]
+    for x in args:
+        if isinstance(x, Tensor):
+            key += x.shape, x.stride(), x.dtype, x.get_device(), x.data_ptr() % 16
+        else:
+            key.append(x)
+    return tuple(key)
+
+
+def _keep(key: Hashable, prepared: Callable[..., Any]) -> None:
+    if len(prepared_calls) >= MOST:
+        prepared_calls.clear()
+    prepared_calls[key] = prepared
 
 
 def register(*operators: type[Operator]) -> list[torch._ops.OpOverload]:

@@ -6,20 +6,18 @@ from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from types import ModuleType
 from unittest.mock import patch
 
 import torch
 import triton_lu_kernels
-from torch.autograd import grad
 
 import triton_lu
 from benchmarks import times
 from benchmarks.gpu.table import Row
+from benchmarks.host import CALLS, Arguments, seconds
 from benchmarks.kernels import fewest_bytes
 from benchmarks.times import Case
-from triton_lu import calibration, ops
+from triton_lu import calibration
 from triton_lu.bench import calibrate, machine, run
 from triton_lu.bench.problems import Problem, Size
 from triton_lu.bench.timing import Clock, Clockmaker, event_clock
@@ -101,50 +99,14 @@ def kernel(lab: Lab, case: Case) -> list[Row]:
     return [{"copy_us": shape.batch * fewest_bytes(name, shape, dtype) / gb_per_s * 1e-3, **measured}]
 
 
-class Arguments:
-    """Of the calls whose time on the host is measured."""
-
-    def __init__(self, shape: Size, device: str):
-        self.A, self.G = (Problem("backward", shape, torch.float32, device).gaussian(seed) for seed in range(2))
-        self.LU, self.pivots, _ = torch.linalg.lu_factor_ex(self.A)
-        self.map = self.LU, self.pivots, self.G
-
-    def backward(self, linalg: ModuleType) -> Callable[[], object]:
-        A = self.A.clone().requires_grad_()
-        return partial(grad, linalg.lu_factor_ex(A).LU, A, self.G, retain_graph=True)
-
-
-CALLS: dict[str, Callable[[Arguments], Callable[[], object]]] = {
-    "factor": lambda x: partial(ops.factor, x.A),
-    "vjp": lambda x: partial(ops.vjp, *x.map),
-    "jvp": lambda x: partial(ops.jvp, *x.map),
-    "curvature": lambda x: partial(ops.curvature, *x.map),
-    "mixed": lambda x: partial(ops.mixed, *x.map),
-    "permutation": lambda x: partial(ops.permutation, x.pivots, x.A.shape[-2]),
-    "lu_factor_ex": lambda x: partial(triton_lu.linalg.lu_factor_ex, x.A),
-    "lu_solve": lambda x: partial(triton_lu.linalg.lu_solve, *x.map),
-    "backward": lambda x: x.backward(triton_lu.linalg),
-    "torch lu_factor_ex": lambda x: partial(torch.linalg.lu_factor_ex, x.A),
-    "torch lu_solve": lambda x: partial(torch.linalg.lu_solve, *x.map),
-    "torch backward": lambda x: x.backward(torch.linalg),
-    "torch matmul": lambda x: partial(torch.matmul, x.A, x.G),
-    "torch clone": lambda x: partial(torch.clone, x.A),
-}
-
-
 def host(lab: Lab, call: str, shape: Size) -> list[Row]:
     """How long a call takes until it returns, while the queue of the GPU has room."""
     function = CALLS[call](Arguments(shape, lab.device.type))
-
-    def seconds() -> float:
+    function()  # which prepares the others
+    found = []
+    for _ in range(lab.host_rounds):
         lab.wait()
-        start = perf_counter()
-        for _ in range(lab.host_calls):
-            function()
-        return (perf_counter() - start) / lab.host_calls
-
-    seconds()  # warm up
-    found = [1e6 * seconds() for _ in range(lab.host_rounds)]
+        found.append(1e6 * seconds(function, lab.host_calls))
     return [{"host_us": median(found), "host_us_least": min(found)}]
 
 

@@ -19,6 +19,7 @@ import torch
 from benchmarks.gpu import counters, lab
 from benchmarks.gpu.counters import ROOT, about
 from benchmarks.gpu.table import Row, Table
+from benchmarks.host import CALLS
 from benchmarks.kernels import KERNELS
 from benchmarks.times import ELEMENTS, Case, cases
 from benchmarks.times import SIZES as KERNEL_SIZES
@@ -181,7 +182,7 @@ def _kernels(extent: Extent) -> Iterator[Task]:
 
 
 def _host(extent: Extent) -> Iterator[Task]:
-    for shape, call in product(extent.host, lab.CALLS):
+    for shape, call in product(extent.host, CALLS):
         batch, m, n = shape
         row = {"call": call, "batch": batch, "m": m, "n": n}
         needed = kernels_of("double backward", shape, torch.float32)

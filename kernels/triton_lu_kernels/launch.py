@@ -1,11 +1,11 @@
 """What the launchers have in common."""
 
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
-from triton.compiler import CompiledKernel
 from triton.language import constexpr
 from triton.runtime import driver
 
@@ -59,78 +59,6 @@ def batch_dims(batch, *tensors):
     return sizes[:-1], [(steps, *x.stride()[ndim:]) for steps, x in zip(strides, tensors, strict=True)]
 
 
-def run(kernel, programs, args, constants, **options) -> None:
-    """Launches `kernel[(programs,)](*args, **constants, **options)` as `launcher` does."""
-    launcher(kernel, constants, options)(programs, *args)
-
-
-def launcher(kernel, constants, options) -> Callable[..., None]:
-    """Launches a kernel as `kernel[(programs,)](*args, **constants, **options)`, for args that all compile to the same,
-    on the device and stream of the first launch. `args` are `Strided` tensors, of which the first parameter is one,
-    numbers and tuples of numbers, `constants` the last parameters of the kernel.
-
-    Triton looks a compiled kernel up by its specialization of every argument, which takes 20 µs and more, on some hosts
-    more than the kernel. Here it does so only for arguments unlike all earlier ones in more than their place in memory.
-    """
-    start = None
-
-    def launch(programs, *args):
-        nonlocal start
-        if start is None:
-            key = _key(kernel, args, constants, options)
-            compiled = _compiled.get(key)
-            if compiled is None:
-                launched = kernel[(programs,)](*args, **constants, **options)
-                if isinstance(launched, CompiledKernel):  # the interpreter has none
-                    _keep(key, launched)
-                    start = _starter(launched, kernel, args, constants)
-                return
-            start = _starter(compiled, kernel, args, constants)
-        start(programs, *args)
-
-    return launch
-
-
-MOST = 4096  # of the arguments whose kernels are kept, at a kilobyte each
-_compiled: dict[Hashable, CompiledKernel] = {}
-
-
-def _keep(key, compiled) -> None:
-    if len(_compiled) == MOST:
-        _compiled.clear()
-    _compiled[key] = compiled
-
-
-def _key(kernel, args, constants, options) -> Hashable:
-    """Whatever the compiled kernel depends on, and more: the values of numbers."""
-    return (
-        kernel,
-        args[0].reals.device,
-        *(
-            (x.reals.dtype, x.reals.data_ptr() % 16, x.strides, x.COMPONENTS.value, x.BY_COLUMN.value)
-            if isinstance(x, Strided)
-            else x
-            for x in args
-        ),
-        *constants.items(),
-        *options.items(),
-    )
-
-
-def _starter(compiled, kernel, args, constants) -> Callable[..., None]:
-    """Starts the compiled kernel for such args, on the current stream.
-
-    Without hooks of launches nothing is prepared for them: that would double the time of a launch.
-    """
-    in_order = [constants[name] for name in kernel.arg_names[len(args) :]]
-    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
-    if any(getattr(hook, "calls", True) for hook in hooks):
-        return lambda programs, *args: compiled[programs, 1, 1](*args, *in_order)
-    stream = driver.active.get_current_stream(driver.active.get_current_device())
-    again, about = compiled.run, (stream, compiled.function, compiled.packed_metadata, None, None, None)
-    return lambda programs, *args: again(programs, 1, 1, *about, *args, *in_order)
-
-
 def ceil_div(a, b):
     """a / b, rounded up. On the host, where `triton.cdiv` and its kin take 8 µs."""
     return -(-a // b)
@@ -139,3 +67,140 @@ def ceil_div(a, b):
 def power_of_two(size):
     """The least one from 2 on that is not below `size`."""
     return max(2, 1 << (size - 1).bit_length())
+
+
+class Launch(NamedTuple):
+    """Of a kernel by Triton: `launched` is what it returned, a compiled kernel where one was compiled for a GPU."""
+
+    kernel: Any
+    launched: Any
+    programs: int
+    args: tuple
+    constants: dict
+
+
+def run(kernel, programs, args, constants, **options) -> None:
+    """Launches `kernel[(programs,)](*args, **constants, **options)`: `args` are `Strided` tensors, and then numbers and
+    tuples of numbers; `constants` the last parameters of the kernel."""
+    launched = kernel[(programs,)](*args, **constants, **options)
+    if (recording := _recording.get()) is not None:
+        recording.launches.append(Launch(kernel, launched, programs, args, constants))
+
+
+class Recording(TorchDispatchMode):
+    """A context that takes down what the code inside it does: the tensors that it allocates, the kernels it `run`s.
+
+    tensors: the arguments, then what is allocated.
+    slots: of a tensor, by its id, which of them begins where it does.
+    complete: whether nothing else is done.
+    """
+
+    def __init__(self, args):
+        super().__init__()
+        self.tensors, self.launches, self.complete = [*args], [], True
+        self.slots = {id(x): slot for slot, x in enumerate(args)}
+        self._views = []  # kept: no other tensor may get the id of one
+
+    def __enter__(self):
+        self._token = _recording.set(self)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        _recording.reset(self._token)
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _ALLOCATE:
+            self.slots[id(result)] = len(self.tensors)
+            self.tensors.append(result)
+        elif func in _VIEW and id(args[0]) in self.slots:
+            self.slots[id(result)] = self.slots[id(args[0])]
+            self._views.append(result)
+        else:
+            self.complete = False
+        return result
+
+
+_ALLOCATE = [getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_permuted", "new_empty")]
+_VIEW = [torch.ops.aten.view_as_real.default, torch.ops.aten.detach.default]  # some factories detach their result
+_recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
+
+
+def prepare(function, args):
+    """The result of `function(*args)`, whose first arguments are tensors, and that call `Prepared`; instead of this
+    None if it does more than to allocate its results and workspaces and to launch kernels for them, or if something is
+    set that has a say in that."""
+    if getattr(knobs.runtime, "interpret", True) or not _undisturbed():
+        return function(*args), None
+    tensors = [x.detach() for x in args if isinstance(x, torch.Tensor)]  # one given twice has two ids
+    with Recording(tensors) as recording:
+        result = function(*tensors, *args[len(tensors) :])
+    if not recording.complete or not recording.launches:
+        return result, None
+    try:
+        return result, Prepared(function, len(tensors), recording, result)
+    except (AttributeError, LookupError):  # a name of Triton's that is gone; a tensor from elsewhere
+        return result, None
+
+
+def _undisturbed() -> bool:
+    """Whether nothing is set that changes what is compiled, or is told of launches."""
+    try:
+        runtime = knobs.runtime
+        return not (
+            runtime.debug
+            or knobs.compilation.instrumentation_mode
+            or runtime.add_stages_inspection_hook
+            or getattr(runtime.launch_enter_hook, "calls", True)
+            or getattr(runtime.launch_exit_hook, "calls", True)
+        )
+    except AttributeError:  # a name of Triton's that is gone
+        return False
+
+
+class Prepared:
+    """A call of `function` once more, for arguments that differ from the recorded ones in nothing but where tensors lie
+    in memory, modulo 16 bytes: allocates, and launches what has been compiled. It keeps no stream and no memory.
+
+    Triton looks up what it has compiled by a specialization of every argument, which takes 20 µs and more per launch.
+    """
+
+    def __init__(self, function, given, recording, result):
+        self.function, self.given = function, given
+        with torch.cuda.device_of(recording.tensors[0]):
+            self.device = driver.active.get_current_device()
+        slots = recording.slots
+        self.results = slots[id(result)] if torch.is_tensor(result) else [slots[id(x)] for x in result]
+        self.allocated = [
+            (x.shape, x.stride(), {"dtype": x.dtype, "device": x.device}) for x in recording.tensors[given:]
+        ]
+        self.hooks = [kernel.pre_run_hooks for kernel in {launch.kernel for launch in recording.launches}]
+        self.kernels = {launch.launched for launch in recording.launches}  # kept: without a reference they are unloaded
+        self.launches = []  # those for the same tensors together
+        for kernel, compiled, programs, args, constants in recording.launches:
+            tensors = [(slots[id(x.reals)], x[1:]) for x in args if isinstance(x, Strided)]
+            others = (*args[len(tensors) :], *(constants[name] for name in kernel.arg_names[len(args) :]))
+            if any(isinstance(part, torch.Tensor) for x in others for part in (x if isinstance(x, tuple) else [x])):
+                raise LookupError("a tensor among the numbers")
+            if not self.launches or self.launches[-1][0] != tensors:
+                self.launches.append((tensors, []))
+            launch = compiled.run, programs, compiled.function, compiled.packed_metadata, others
+            self.launches[-1][1].append(launch)
+
+    def __call__(self, *args):
+        if any(self.hooks) or not _undisturbed():
+            return self.function(*args)
+        active = driver.active
+        if active.get_current_device() != self.device:
+            with torch.cuda.device(self.device):
+                return self(*args)
+        tensors = [*args[: self.given]]
+        tensors += [torch.empty_strided(shape, stride, **options) for shape, stride, options in self.allocated]
+        pointers = [x.data_ptr() for x in tensors]
+        stream = active.get_current_stream(self.device)
+        for operands, launches in self.launches:
+            matrices = [(pointers[slot], *layout) for slot, layout in operands]
+            for start, programs, function, metadata, others in launches:
+                start(programs, 1, 1, stream, function, metadata, None, None, None, *matrices, *others)
+        return tensors[self.results] if isinstance(self.results, int) else tuple([tensors[i] for i in self.results])
