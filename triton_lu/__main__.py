@@ -13,8 +13,7 @@ import triton_lu
 from triton_lu.bench import run as bench
 from triton_lu.bench.problems import FACTORIZATIONS, size
 from triton_lu.bench.providers import PROVIDERS
-from triton_lu.cli import demo, doctor, dtype_name
-from triton_lu.cli.matrixfile import InputError
+from triton_lu.cli import InputError, demo, doctor, dtype_name
 from triton_lu.validation import DTYPES
 
 
