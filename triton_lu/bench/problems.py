@@ -58,7 +58,7 @@ def size(text: str) -> Size:
 
 @dataclass(frozen=True)
 class Problem:
-    """`device` is where the numbers are drawn, others on each: a CPU takes seconds for those of a large matrix."""
+    """`device` is where random numbers are drawn, different ones on each: a CPU takes seconds for a large matrix."""
 
     name: str
     size: Size
@@ -128,7 +128,7 @@ RECTANGULAR = _sizes((1, 1024, 256), (1, 256, 1024), (256, 32, 16), (256, 16, 32
 QUICK = SINGLE + BATCHED + RECTANGULAR
 
 LARGEST = [Size(1, n, n) for n in (4096, 8192)]
-FOOTPRINT = _sizes(  # of few megabytes each
+FOOTPRINT = _sizes(  # batches of a few megabytes each
     (65_536, 4, 4),
     (65_536, 8, 8),
     (16_384, 16, 16),
