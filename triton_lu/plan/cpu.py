@@ -54,7 +54,7 @@ def blocks(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocks:
 
 def default_block(batch: int, k: int) -> int:
     """The width of the blocks for k = min(m, n), where nothing has been calibrated."""
-    if batch == 1:  # to 320 in two halves; 96, not 128: rows of a block do not fall into the same cache lines
+    if batch == 1:  # to 320 two blocks; 96, not 128: rows of a block do not fall into the same cache lines
         return max(2, k) if k <= 128 else 16 * math.ceil(k / 32) if k <= 320 else 96
     # LAPACK is called for every matrix by itself: narrow blocks leave more to the products, which take the whole batch.
     return 16 if 32 <= k <= 64 else 32 if k <= 256 else 96
