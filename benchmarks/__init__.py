@@ -1,4 +1,4 @@
-"""What the kernels cost, and the results of all measurements."""
+"""Measurements that need a checkout: errors, costs and times of kernels, a session on a GPU; and the results of all."""
 
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Errors of gradients beside PyTorch's: `python -m benchmarks.accuracy`.
 
-For every class of regular matrices of `tests/matrices.py` the relative error, in the Frobenius norm, of the backward of
-LU. Both providers start from the same LU; single precision is judged by the formula in double precision, double
-precision by the formula in NumPy's extended precision. Of a batch the worst counts. For the ratio PyTorch's error is at
-least the unit roundoff, which storing an exact result may cost. Writes benchmarks/results/cpu/accuracy.csv.
+For every class of regular matrices of `tests/support/matrices.py` the relative error, in the Frobenius norm, of the
+backward of LU. Both providers start from the same LU; single precision is judged by the formula in double precision,
+double precision by the formula in NumPy's extended precision. Of a batch the worst counts. For the ratio PyTorch's
+error is at least the unit roundoff, which storing an exact result may cost. Writes benchmarks/results/cpu/accuracy.csv.
 """
 
 import csv

@@ -22,7 +22,7 @@ from triton_lu import calibration, hardware, ops, plan
 from triton_lu.__main__ import main
 from triton_lu._backend import current
 from triton_lu.bench import calibrate, machine, plot, run, timing
-from triton_lu.bench.problems import DTYPES, FACTORIZATIONS, FOOTPRINT, QUICK, Problem, Size, grid, size
+from triton_lu.bench.problems import DTYPES, FOOTPRINT, PROBLEMS, QUICK, Problem, Size, grid, size
 from triton_lu.bench.providers import PROVIDERS, Provider
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_a_row_holds_times_rates_and_what_they_were_measured_on(bench, capsys):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", FACTORIZATIONS)
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_every_problem_is_computed_right_and_timed(name, dtype):
     rows = run.measure(Problem(name, Size(3, 5, 5), dtype), ["triton_lu", "torch"], CPU, timing.wall_clock, 0)
     assert [row["status"] for row in rows] == ["ok", "ok"]
@@ -131,7 +131,7 @@ def test_beside_another_library_a_turn_begins_with_a_pause_and_a_call_that_does_
 
 
 @pytest.mark.skipif(not PROVIDERS["jax"].is_installed, reason="JAX is not installed")
-@pytest.mark.parametrize("name", FACTORIZATIONS)
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_jax(name):
     rows = run.measure(Problem(name, Size(2, 5, 5), torch.complex64), ["jax"], CPU, constant_clocks(), 0)
     assert [row["status"] for row in rows] == ["ok"]

@@ -9,8 +9,7 @@ import triton
 import triton_lu
 from triton_lu import aten_backend, hardware, ops, triton_backend
 from triton_lu.bench import calibrate
-from triton_lu.cli import doctor
-from triton_lu.cli.matrixfile import InputError
+from triton_lu.cli import InputError, doctor
 
 GPU = torch.device("cuda", 0)
 

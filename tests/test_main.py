@@ -16,8 +16,8 @@ import triton_lu
 from triton_lu import aten_backend, reference
 from triton_lu.__main__ import main
 from triton_lu.bench.timing import Timing, interleaved, peak_bytes, wall_clock
-from triton_lu.cli import demo, doctor, matrixfile, served_by
-from triton_lu.cli.matrixfile import InputError, read
+from triton_lu.cli import InputError, demo, doctor, matrixfile, served_by
+from triton_lu.cli.matrixfile import read
 from triton_lu.validation import DTYPES
 
 ROOT = Path(__file__).parents[1]

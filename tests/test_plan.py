@@ -32,7 +32,7 @@ def test_small_problems_are_small(dtype, limit, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 @pytest.mark.parametrize("name", ["factor", "vjp", "jvp", "curvature"])
 def test_kernels_serve_their_sizes(name, dtype):
-    limit = plan.LIBRARY - 1
+    limit = plan.ATEN_FROM - 1
     if name == "factor":
         limit = 64 if dtype == torch.float32 else 32
     if name == "curvature" and dtype.is_complex:
@@ -42,7 +42,7 @@ def test_kernels_serve_their_sizes(name, dtype):
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                limits = {16: plan.Warp, 32: plan.TwoByTwo, 128: plan.Tile, plan.LIBRARY: plan.Sweep}
+                limits = {16: plan.Warp, 32: plan.TwoByTwo, 128: plan.Tile, plan.ATEN_FROM: plan.Sweep}
                 regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
                 if name == "curvature" and max(m, n) > 16:
                     regime = plan.Curvature
@@ -55,7 +55,7 @@ def test_kernels_serve_their_sizes(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 def test_sums_are_split_where_tiles_are_few(dtype):
-    for m, n in itertools.product((129, 200, 512, 1000, plan.LIBRARY - 1), repeat=2):
+    for m, n in itertools.product((129, 200, 512, 1000, plan.ATEN_FROM - 1), repeat=2):
         split = [plan.kernel("vjp", m, n, dtype, batch).split for batch in BATCHES]
         assert split[0]
         assert not split[-1]

@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from triton_lu.cli.matrixfile import InputError, read
+from triton_lu.cli import InputError
+from triton_lu.cli.matrixfile import read
 
 
 class Bomb:

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import triton_lu
 from triton_lu.bench import run as bench
-from triton_lu.bench.problems import FACTORIZATIONS, size
+from triton_lu.bench.problems import PROBLEMS, size
 from triton_lu.bench.providers import PROVIDERS
-from triton_lu.cli import demo, doctor, dtype_name
-from triton_lu.cli.matrixfile import InputError
+from triton_lu.cli import InputError, demo, doctor, dtype_name
 from triton_lu.validation import DTYPES
 
 
@@ -47,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     task.add_argument("--plot", type=Path, metavar="CSV", help="draw a table's figures, in SVG files beside it")
     task.add_argument("--calibrate", action="store_true", help="measure crossovers and keep them for later plans")
     task.add_argument("--full", action="store_true", help="the large grid: up to 8192×8192, and full batches")
-    command.add_argument("--problems", nargs="+", default=[], choices=FACTORIZATIONS, help="default: all", metavar="P")
+    command.add_argument("--problems", nargs="+", default=[], choices=PROBLEMS, help="default: all", metavar="P")
     command.add_argument("--sizes", nargs="+", default=[], type=size, help="N, MxN or BATCHxMxN", metavar="SIZE")
     command.add_argument("--dtypes", nargs="+", default=[], choices=list(map(dtype_name, DTYPES)), metavar="DTYPE")
     command.add_argument(

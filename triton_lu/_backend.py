@@ -9,8 +9,8 @@ from triton_lu.autograd_key import is_fx_symbolic_tracing
 
 CHOICES = ("auto", "triton", "aten")
 
-# Of the process, not of a thread: autograd runs CUDA backwards in threads of its own. Entries are told apart by their
-# second member, because blocks of several threads need not end in the reverse order.
+# Of the process, not of a thread: autograd runs CUDA backwards in threads of its own. The second member makes entries
+# distinct, because blocks of several threads need not end in the reverse order.
 _entered: list[tuple[str, object]] = [("auto", None)]
 
 
@@ -24,16 +24,16 @@ def backend(choice: str) -> Iterator[None]:
     """Choose the implementation of the operators for the duration of a `with` block (or decorated function).
 
     The choice is read when an operator executes, so a backward uses the backend in force when it runs, and compiled
-    programs obey it too: enter it around their calls. What `torch.compile` and the tracers record holds operators and
-    no blocks, so inside it is refused; without fullgraph, torch.compile leaves a function that enters it uncompiled.
-    It is one setting of the process: of the blocks that any threads are in, the one entered last decides.
+    programs obey it too: enter it around their calls. Code that is compiled or traced cannot enter it, because only
+    operators are recorded; without fullgraph, torch.compile leaves a function that enters it uncompiled. It is one
+    setting of the process: of the blocks that any threads are in, the one entered last decides.
 
     Args:
         choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
             none. "triton": the kernels, on whatever tensors they are given (also CPU tensors under Triton's
             interpreter); a derivative for which there is no kernel raises NotImplementedError. "aten": ATen
-            operations on any device. Factorizations and products of higher derivatives without a kernel
-            are ATen's under every choice.
+            operations on any device. Solutions, and factorizations and products of higher derivatives without a
+            kernel, are ATen's under every choice.
 
     CUDA tensors have no kernels without Triton, on GPUs of other makers, or below compute capability 8.0.
 
@@ -49,7 +49,7 @@ def backend(choice: str) -> Iterator[None]:
     """
     if choice not in CHOICES:
         raise ValueError(f"`backend` expects one of {', '.join(map(repr, CHOICES))}; got {choice!r}")
-    # Not in a function, which torch.compile would compile by itself after a graph break, with True for an answer.
+    # Not in a function of its own: after a graph break torch.compile would compile that one, and the answer be True.
     if torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch.jit.is_tracing():
         raise RuntimeError("`backend` cannot be entered in code that is compiled or traced: enter it around the call")
     entry = (choice, object())

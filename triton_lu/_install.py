@@ -1,7 +1,7 @@
 """`install` and `uninstall`: the LU operators of PyTorch on this package, for the whole process.
 
-The kernels registered here stand under the Autograd keys of ATen's operators. Below them nothing changes, so the
-factorization inside `triton_lu/aten_backend.py`, which runs below autograd, still finds PyTorch's own.
+The kernels registered here replace those under the Autograd keys of ATen's operators. Below autograd nothing changes,
+so that `triton_lu/aten_backend.py` still finds PyTorch's own factorization there.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def install() -> None:
     if _library is not None:
         return
     _library = torch.library.Library("aten", "IMPL")
-    for name, (replacement, is_native) in OPERATORS.items():
+    for name, (replacement, is_native) in REPLACEMENTS.items():
         for key in ("AutogradCPU", "AutogradCUDA"):
             native = torch.library.get_kernel(f"aten::{name}", key)
             _library.impl(name, _kernel(native, replacement, is_native), key, with_keyset=True)
@@ -92,7 +92,7 @@ def _is_native_solve(*_: Tensor, **__: bool) -> bool:
     return True
 
 
-OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., bool]]] = {
+REPLACEMENTS: dict[str, tuple[Callable[..., Any], Callable[..., bool]]] = {
     "linalg_lu_factor_ex": (_lu_factor_ex, _is_native),
     "linalg_lu": (linalg.lu, _is_native),
     "linalg_lu_solve": (_lu_solve, _is_native_solve),
@@ -100,7 +100,7 @@ OPERATORS: dict[str, tuple[Callable[..., Any], Callable[..., bool]]] = {
 
 
 def _kernel(native: Any, replacement: Callable[..., Any], is_native: Callable[..., bool]) -> Callable[..., Any]:
-    """An operator's kernel for an Autograd key: the native one where its derivative is not needed, nor our forward."""
+    """An operator's kernel for an Autograd key: native where no derivative is needed and the result is the same."""
 
     def kernel(keyset: Any, *args: Any, **kwargs: Any) -> Any:
         A = args[0]

@@ -1,6 +1,6 @@
 """`override`: the LU functions of PyTorch on this package, for the calls inside a `with` block.
 
-It stands above PyTorch's dispatcher and sees calls from Python only; `triton_lu/_install.py` stands inside it.
+It works above PyTorch's dispatcher, on calls from Python only; `triton_lu/_install.py` works inside it.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
-"""The public functions: what they accept, what they return, every error they raise.
+"""`lu`, `lu_unpack` and `permutation`.
 
-Reference for the formulas of the derivatives: docs/mathematics.md, and for the packed format LAPACK's getrf.
+The derivatives are derived in docs/mathematics.md; the packed format is that of LAPACK's getrf.
 """
 
 import torch
@@ -22,8 +22,8 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
         get_infos: also return `infos`, and never raise or synchronize the device for a singular matrix.
 
     Returns:
-        LU: [..., m, n] of A's dtype (of a half, float32), column-major: U on and above the diagonal, below it L without
-            its diagonal of ones.
+        LU: [..., m, n] of A's dtype (float32 for float16 and bfloat16), column-major: U on and above the diagonal,
+            below it L without its diagonal of ones.
         pivots: [..., min(m, n)] int32, counting from 1: row i was exchanged with row pivots[i], in order of i.
         infos: (with get_infos) [...] int32: 0, or the first i (counting from 1) with U[i, i] exactly zero.
 
@@ -50,7 +50,7 @@ def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, 
         tensor([[ 6., -4.],
                 [-2.,  1.]])
     """
-    LU, pivots, infos = factor("lu", A, pivot)
+    LU, pivots, infos = factorization("lu", A, pivot)
     if get_infos:
         return LU, pivots, infos
     ops.check(infos, "lu")
@@ -96,7 +96,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     Returns:
         [..., m] int64: row i of Pᵀ A is row permutation[i] of A. Not differentiable.
 
-    Any exchanges are meant, as by `lu_unpack`: a row may also be exchanged with one before it.
+    As `lu_unpack` it takes any exchanges: a row may also be exchanged with one before it.
 
     Raises:
         TypeError: pivots are no tensor. RuntimeError: pivots are not int32, have no dimension, k > m, or, on a CPU, are
@@ -118,8 +118,8 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     return ops.permutation(pivots, m)
 
 
-def factor(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """LU, pivots and infos of A, validated in the name of a public function."""
+def factorization(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """LU, pivots and infos; errors are those of the public function of that name."""
     require_tensor(name, "A", A)
     require_bool(name, "pivot", pivot)
     if A.ndim < 2:

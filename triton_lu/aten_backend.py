@@ -1,9 +1,9 @@
-"""The maps of a differentiable LU in ATen operations: what runs on a CPU, and the oracle of the kernels.
+"""The operators in ATen operations, for CPUs, whose small matrices go to NumPy, and for GPUs where there is no kernel.
 
 Notation: A = P L U with A of m×n, k = min(m, n); B is L and U packed; J is a block of the diagonal, R the rows or
 columns after it. `vjp` and `jvp` are sweeps over the diagonal blocks that work in place on one copy of their argument
 and spend 4/3 n³ flops, twice those of the factorization, or 2 n³ where `vjp` would lose digits; nearly all of them are
-matrix products. `curvature` and `mixed`, the maps of higher derivatives, consist of two products of triangles each.
+matrix products. `curvature` and `mixed`, the maps of higher derivatives, are two products of triangles each.
 docs/mathematics.md derives them.
 """
 
@@ -30,7 +30,7 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _factor_without_exchanges(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """On a CPU, where PyTorch does not."""
+    """On a CPU, where PyTorch has none."""
     m, n = A.shape[-2:]
     LU, pivots, infos = empty_factors(A)
     if LU.numel():
@@ -68,7 +68,7 @@ def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
 
 
 def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Blocks], None]) -> None:
-    """The sweep of X by blocks, in place."""
+    """Runs a sweep on X in place, in the blocks of its plan."""
     m, n = X.shape[-2:]
     batch = X.shape[:-2].numel()
     shape = (m, n) if batch == 1 else (batch, m, n)
@@ -85,7 +85,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         return numpy_backend.vjp(LU, pivots, G)
     X = empty_row_major(G)
     if form == "columns":
-        numpy_backend.sweep(numpy_backend.vjp_columns, G, LU, X)
+        numpy_backend.by_columns(numpy_backend.vjp_columns, G, LU, X)
     else:
         _sweep_(X.copy_(G), LU, _vjp_sweep_)
     m, n = X.shape[-2:]
@@ -109,7 +109,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         return numpy_backend.jvp(LU, pivots, E)
     W = _permuted(E, pivots)
     if form == "columns":
-        return numpy_backend.sweep(numpy_backend.jvp_columns, W, LU, empty_column_major(E))
+        return numpy_backend.by_columns(numpy_backend.jvp_columns, W, LU, empty_column_major(E))
     _sweep_(W, LU, _jvp_sweep_)
     return empty_column_major(E).copy_(W)  # a sweep by columns would take up to 1.6 times as long
 
@@ -123,7 +123,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
         return numpy_backend.curvature(D, pivots, Y)
     X = _permuted(Y, pivots)
     if form == "columns":
-        return numpy_backend.sweep(numpy_backend.curvature_columns, X, D, empty_row_major(Y))
+        return numpy_backend.by_columns(numpy_backend.curvature_columns, X, D, empty_row_major(Y))
     m, n = Y.shape[-2:]
     k, batch = min(m, n), Y.shape[:-2].numel()
     X = X.view((m, n) if batch == 1 else (batch, m, n))
@@ -199,7 +199,7 @@ def _adjoint_copy(X: Tensor, workspace: Tensor) -> Tensor:
 
 
 def _adjoint(X: Tensor, workspace: Tensor) -> Tensor:
-    """Xᴴ without a lazy conjugation, which PyTorch forgets inside an operator at the first call of a compiled graph."""
+    """Xᴴ without a lazy conjugation, which PyTorch loses inside an operator at the first call of a compiled graph."""
     return _adjoint_copy(X, workspace) if X.is_complex() else X.mT
 
 
@@ -248,12 +248,13 @@ def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
     """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
 
     With the strictly lower N = tril(Lᴴ W - triu(W) Uᴴ, -1) U⁻ᴴ that is L⁻ᴴ (N + triu(W)): 2 n³ flops, and the rounding
-    errors of the formula solved with U first. The sweep does so for one span J of the diagonal after the other, the
-    last first, when X is known in the rows R after J: there Uᴴ is solved with for X itself,
+    errors of the formula in which the solve with U comes first. The sweep does so in one span J of the diagonal after
+    the other, from the last. In the rows R after J, where X[R, R] is known by then, the solve with Uᴴ gives X itself,
 
         X[R, J] = (W[R, J] - X[R, R] U[J, R]ᴴ) U[J, J]⁻ᴴ.
 
-    The narrower the spans, the closer to 4/3 n³, and the larger the errors: those of L's solve pass through U's.
+    The narrower the spans, the closer to 4/3 n³, and the larger the errors: those of solves with L pass through those
+    with U.
     """
     m, n = W.shape[-2:]
     k = min(m, n)

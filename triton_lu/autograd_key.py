@@ -1,10 +1,11 @@
 """Operators written in Python that autograd and functorch treat like native ones.
 
-Every use of a private name of PyTorch is in this file; `tests/test_autograd_key.py` fails by name when one moves.
+What operators need of PyTorch's private names is in this file; `tests/test_autograd_key.py` fails by name when one
+moves.
 
-A native operator has a kernel under the Autograd dispatch key: it runs the operator below autograd and hangs one node
-on the result. `autograd_key` builds the same thing from a `DerivativeRule`, so that `torch.ops.triton_lu.*` itself is
-differentiable to every order under autograd, forward AD, torch.func, torch.compile and torch.export. The usual way,
+A native operator has a kernel under the Autograd dispatch key: it runs the operator below autograd and attaches one
+node to the result. `autograd_key` builds such a kernel from a `DerivativeRule`, so that `torch.ops.triton_lu.*` itself
+is differentiable to every order under autograd, forward AD, torch.func, torch.compile and torch.export. The usual way,
 `torch.autograd.Function.apply` in the public function, needs `torch.compiler.allow_in_graph` (1.6 s of imports) and
 returns zeros for forward-over-forward derivatives, because PyTorch switches forward AD off inside `Function.jvp`.
 """
@@ -50,7 +51,9 @@ def _has_tangent(x: Any) -> bool:
 
 
 def is_differentiated(args: tuple[Any, ...]) -> bool:
-    """Whether a rule is needed. In forward AD without torch.func it is assumed: to find no tangent takes as long."""
+    """Whether a rule is needed. Inside forward AD without torch.func always: a rule costs no more than the search for
+    tangents.
+    """
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return True
     if not torch._C._is_fwd_grad_enabled():
@@ -81,13 +84,13 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
 
 
 def composite_key(op: torch._ops.OpOverload, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The kernel of `op` for the Autograd dispatch key, with the derivatives of the operations that `function` is."""
+    """The kernel of `op` for the Autograd dispatch key, differentiated as the operations in `function`."""
 
     def kernel(*args: Any) -> Any:
         if is_differentiated(args):
             with without_autocast(args[0]):
                 return function(*args)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return op(*args)
 
     return kernel
@@ -104,9 +107,9 @@ def readable(X: Tensor) -> Tensor:
 
 
 def without_autocast(X: Tensor) -> Any:
-    """A context that turns autocast off for the operations on `X`, down through all levels of torch.func.
+    """A context that turns autocast off for the operations on `X`, at every level of torch.func.
 
-    The autocast rules of the operators do not reach so far: each level returns to the state at its own entry.
+    An operator's autocast rule turns it off at one level only: the next restores the state that it was entered with.
     """
     device = "cuda" if X.is_cuda else "cpu"
     enabled = torch.is_autocast_enabled(device)
@@ -114,9 +117,8 @@ def without_autocast(X: Tensor) -> Any:
 
 
 def tangent_mode() -> Any:
-    """Inside `jvp`: let an outer level of forward AD see the operations (this level's tangents are out by `primal`).
-
-    Only torch.func has outer levels.
+    """A context for the body of a rule's `jvp`: outer levels of forward AD, which only torch.func has, see its
+    operations. The tangents of its own level are removed by `primal`.
     """
     nested = torch._C._functorch.peek_interpreter_stack() is not None
     return _set_fwd_grad_enabled(True) if nested else nullcontext()

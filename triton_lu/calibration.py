@@ -101,7 +101,7 @@ def device_name(device: torch.device) -> str:
 
 
 def triton_version() -> str:
-    """ "none" where Triton is not installed."""
+    """Triton's version; "none" where it is not installed."""
     try:
         return version("triton")
     except PackageNotFoundError:

@@ -2,9 +2,9 @@
 
 LAPACK exchanges nothing where it finds the largest entry of a column on the diagonal. So panels of `plan.PIVOTS`
 columns go to it in double precision, their rows scaled by falling powers of two, which is exact: D A = (D L D⁻¹) (D U),
-and entries of L up to 2¹⁶ to the power of their distance from the diagonal become at most 1. Panels with larger ones,
-with pivots of zero, or with numbers for which scaled exponents might not suffice are eliminated column by column in
-NumPy, which takes up to ten times as long.
+and entries of L up to 2¹⁶ to the power of their distance from the diagonal become at most 1. Panels that have larger
+ones, a pivot of zero, or numbers that would leave the range of double precision when scaled are eliminated column by
+column in NumPy, which takes up to ten times as long.
 """
 
 from functools import lru_cache
@@ -17,15 +17,16 @@ from torch.linalg import solve_triangular
 
 from triton_lu import plan
 
-FALL = 2.0**-16  # of the scale from row to row: 2⁻⁵¹² at the end of a panel
+FALL = 2.0**-16  # the scale of a row over that of the row above: 2⁻⁵¹² at the end of a panel
 SMALLEST = {np.dtype(np.float64): 2.0**-160, np.dtype(np.float32): 2.0**-126}
-"""Pivot; in double precision any number, and its reciprocal the largest: scaled products of two are normal numbers."""
+"""Least pivot in a scaled panel. In double precision also the least number, and its reciprocal the largest one: scaled
+products of two are normal numbers then."""
 
 
 def eliminate_(A: Tensor) -> None:
     """[batch, m, n], each matrix column-major -> L\\U, in place.
 
-    Like LAPACK it does not divide by a pivot that is exactly zero and goes on.
+    Like LAPACK it does not divide by a pivot that is exactly zero, and goes on.
     """
     form, at_once = plan.elimination(*A.shape)
     with np.errstate(all="ignore"):
@@ -80,7 +81,7 @@ def _eliminate_panel_(A: Tensor) -> None:
 
 
 def _within_range(reals: np.ndarray) -> np.ndarray:
-    """Whether all numbers of a matrix [..., k, m] are zero or of a size that the scaling leaves room for."""
+    """Whether all numbers of a matrix [..., k, m] are zero or can be scaled."""
     size = np.abs(reals)
     size[size == 0] = 1
     smallest = SMALLEST[reals.dtype]

@@ -1,7 +1,7 @@
 """The LU family with the signatures and results of their namesakes in `torch.linalg`.
 
-With `out` the results are written into these tensors, of the same dtype and device, resized where their shapes are
-others (with a warning unless they were empty), and have no derivative.
+With `out` the results are written into these tensors, which must have their dtypes and devices, and have no derivative.
+Where shapes differ the tensors are resized, with a warning unless they were empty.
 """
 
 import warnings
@@ -13,14 +13,14 @@ from torch.autograd import forward_ad
 from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
-from triton_lu.api import factor, lu_unpack
+from triton_lu.api import factorization, lu_unpack
 from triton_lu.autograd_key import below_autograd, without_autocast
 from triton_lu.validation import computed, overridable, require_bool, require_tensor, type_name
 
 
 @overridable
 def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) -> linalg_lu_factor:
-    """(LU, pivots): `triton_lu.lu(A, pivot)`, which see, with the named tuple of `torch.linalg.lu_factor`.
+    """(LU, pivots): as `torch.linalg.lu_factor`; see `triton_lu.lu` for shapes, layout and derivatives.
 
     Raises `torch.linalg.LinAlgError` when a pivot is exactly zero.
 
@@ -30,7 +30,7 @@ def lu_factor(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = N
         tensor([[1.],
                 [2.]])
     """
-    LU, pivots, infos = factor("linalg.lu_factor", A, pivot)
+    LU, pivots, infos = factorization("linalg.lu_factor", A, pivot)
     ops.check(infos, "linalg.lu_factor")
     return linalg_lu_factor(_written("linalg.lu_factor", (LU, pivots), out))
 
@@ -48,7 +48,7 @@ def lu_factor_ex(
         tensor(1, dtype=torch.int32)
     """
     require_bool("linalg.lu_factor_ex", "check_errors", check_errors)
-    LU, pivots, infos = factor("linalg.lu_factor_ex", A, pivot)
+    LU, pivots, infos = factorization("linalg.lu_factor_ex", A, pivot)
     if check_errors:
         ops.check(infos, "linalg.lu_factor_ex")
     return linalg_lu_factor_ex(_written("linalg.lu_factor_ex", (LU, pivots, infos), out))
@@ -67,7 +67,7 @@ def lu(A: Tensor, *, pivot: bool = True, out: Sequence[Tensor] | None = None) ->
         >>> torch.equal(P @ L @ U, A)
         True
     """
-    LU, pivots, _ = factor("linalg.lu", A, pivot)
+    LU, pivots, _ = factorization("linalg.lu", A, pivot)
     P, L, U = lu_unpack(LU, pivots, unpack_pivots=pivot)
     return linalg_lu(_written("linalg.lu", (P, L, U), out))
 
@@ -79,8 +79,8 @@ def lu_solve(
     """X with A X = B, from the packed factorization A = P L U: as `torch.linalg.lu_solve`.
 
     Args:
-        LU: [..., n, n], as `lu_factor` returns it, float32, float64, complex64 or complex128 (halves are converted to
-            float32).
+        LU: [..., n, n], as `lu_factor` returns it, float32, float64, complex64 or complex128; float16 and bfloat16 are
+            converted to float32.
         pivots: [..., n] int32, with the batch of LU.
         B: [..., n, k], or with left=False [..., k, n], of the dtype of LU; the batches of LU and B broadcast.
         left: with False solve X A = B.

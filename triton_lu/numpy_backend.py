@@ -1,8 +1,8 @@
 """The maps of small matrices on a CPU, in NumPy, where a call takes a third of one in ATen.
 
-Notation and order of operations are those of `aten_backend.py`: for one matrix of its `_vjp_block_` and `_jvp_block_`.
-For batches they go column by column: blocks of width one, for which the solves are divisions and there is no inner
-problem. Results are in memory of PyTorch's own, which can be resized.
+Notation and order of operations are those of `aten_backend.py`: for one matrix those of `_vjp_block_` and
+`_jvp_block_`, for batches those of the sweeps in blocks of one column, in which solves are divisions. Results are in
+memory that PyTorch has allocated and can resize.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ def _array(X: Tensor) -> Array:
 
 @lru_cache(maxsize=256)
 def _triangles(m: int, n: int) -> tuple[Array, Array, Array]:
-    """Where an m×n matrix is strictly below the diagonal; the same for its first min(m, n) columns; and where not.
+    """Masks of an m×n matrix: strictly below the diagonal, and of the first min(m, n) columns that and the rest.
 
-    Column by column, like the factors that they are applied to.
+    Column-major, like the factors that they are applied to.
     """
     below = np.asfortranarray(np.tri(m, n, -1, dtype=bool))
     return below, below[:, :m], ~below[:, :m]
 
 
 def _layout(X: Tensor, right_hand_sides: int, *, left: bool) -> Literal["C", "F"]:
-    """That of the right-hand sides of a solve, in NumPy's words."""
+    """NumPy's `order` for the right-hand sides of a solve."""
     return "C" if plan.solve_by_rows(X.dtype, right_hand_sides, left=left) else "F"
 
 
@@ -112,8 +112,8 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     return result
 
 
-def sweep(columns: Callable[[Array, Array], Array], X: Tensor, factors: Tensor, result: Tensor) -> Tensor:
-    """The result of `vjp_columns` or its kin, for as many matrices at a time as a cache holds."""
+def by_columns(columns: Callable[[Array, Array], Array], X: Tensor, factors: Tensor, result: Tensor) -> Tensor:
+    """Runs one of the functions below on a batch, on as many matrices at a time as a cache holds."""
     shape = (-1, *X.shape[-2:])
     given, B, out = (readable(x).numpy(force=True).reshape(shape) for x in (X, factors, result))
     at_once = plan.CACHED // given[0].size

@@ -1,10 +1,10 @@
-"""The operators `torch.ops.triton_lu.*`: one class each, from which everything follows that PyTorch is told of it.
+"""The operators `torch.ops.triton_lu.*`: one class each, with schema, shapes of the results and derivative.
 
-Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD would copy otherwise; all other
-matrices are row-major.
+Layouts: LU is column-major as LAPACK leaves it, and so is its tangent, which forward AD would copy otherwise; a
+solution is laid out as PyTorch's; all other matrices are row-major.
 
-With A = P L U and B = L and U packed, P at rest, four maps are closed under differentiation, as docs/mathematics.md
-derives:
+With A = P L U, B = L and U packed, and P constant, four maps are closed under differentiation (derived in
+docs/mathematics.md):
 
     vjp: G ↦ Y = P X,   X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ
     jvp: E ↦ D,         D = dL and dU packed, the first-order change of B with E: Pᵀ E = dL U + L dU
@@ -18,8 +18,9 @@ derives:
 and the gradient of Re⟨D, G⟩ = Re⟨E, Y⟩ with respect to B is curvature(D, Y). `mixed` and `curvature` are linear in both
 of their arguments, and each other's derivatives.
 
-A solution X = lu_solve(LU, pivots, B) is linear in B, with itself for derivatives. Its gradients with respect to LU and
-B are one operator, `lu_solve_vjp`, that differentiates as the triangular solves and products that it consists of.
+A solution X = lu_solve(LU, pivots, B) is linear in its right-hand sides B, with itself for derivatives. Its gradients
+with respect to LU and B are one operator, `lu_solve_vjp`, which is differentiated as the triangular solves and products
+that it consists of.
 """
 
 from functools import reduce
@@ -203,7 +204,7 @@ class LuSolve(Operator):
 
     @classmethod
     def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        """LU, or B, stays without the batch if only the other has it: they are broadcast without a copy of LU."""
+        """Only what has the dimension gets it in front: LU and B are broadcast, without a copy of LU."""
         return _solved_batch(op, info, in_dims, args, all_batched=False), 0
 
     @staticmethod
@@ -262,7 +263,7 @@ class LuSolveVjp(Operator):
 def _solved_batch(
     op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...], *, all_batched: bool
 ) -> Any:
-    """The operator on tensors with a batch in front, of LU and pivots or of the others where not all have it."""
+    """The operator on tensors with vmap's dimension in front, all or those that have it; LU and pivots go together."""
     *tensors, left, adjoint = args
     batched = [dim is not None for dim in in_dims[: len(tensors)]]
     ranks = [x.ndim - is_batched - 2 for x, is_batched in zip(tensors, batched, strict=True)]
@@ -297,7 +298,7 @@ class Permutation(Operator):
     @classmethod
     def run(cls, *args: Any, on_cuda: bool) -> Tensor:
         pivots, m = args
-        if pivots.numel() and not on_cuda:  # there, looking at them would be a synchronization
+        if pivots.numel() and not on_cuda:  # a look at them on a GPU would synchronize it
             first, last = map(int, pivots.aminmax())
             if first < 1 or last > m:
                 raise RuntimeError(f"`permutation` expects pivots from 1 to m = {m}; got pivots from {first} to {last}")

@@ -1,4 +1,4 @@
-"""Products of single-precision matrices in single precision, whatever else the process allows.
+"""`full_precision`: products of single-precision matrices in single precision, whatever the process allows.
 
 `torch.backends.cuda.matmul.allow_tf32`, `torch.set_float32_matmul_precision` and their kin let matrix products drop 13
 of 24 bits. A factorization or its derivative would multiply that error by its condition, so PyTorch's own LU refuses.
@@ -34,16 +34,16 @@ class full_precision:
 
 
 def _enter(*, on_cuda: bool) -> bool:
-    """Whether the settings are kept at full precision until `_leave`; not needed where they are there already.
+    """Whether the settings are kept at full precision until `_leave`: not if they are anyway.
 
-    Under the lock: between the test and the count another thread could restore what allows less.
+    Under the lock: between the test and the count another thread could restore a reduced precision.
     """
     global _inside
     with _lock:
         if not _inside:
             if not _is_reduced(_settings[0 if on_cuda else 1]):
                 return False
-            for setting in filter(_is_reduced, _settings):  # the others may be what uncounted contexts rely on
+            for setting in filter(_is_reduced, _settings):  # the others stay: contexts that are not counted use them
                 _replaced.append((setting, _take(setting)))
         _inside += 1
         return True

@@ -1,4 +1,4 @@
-"""What PyTorch is told about an operator, all of it derived from one class: see `Operator` and `register`."""
+"""`Operator`, the class that describes an operator, and `register`, which tells PyTorch all that follows from it."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -29,16 +29,16 @@ def on_triton(X: Tensor, *, on_cuda: bool) -> bool:
 class Operator(DerivativeRule):
     """An operator `torch.ops.triton_lu.NAME`: to compilers one opaque node, whatever number of kernels it launches.
 
-    A subclass has a `schema`; `shapes`, which returns what tracing without data needs, uninitialized results with their
-    dtypes and strides; and, where it is differentiable, `setup_context`, `backward` and `jvp` as in `DerivativeRule`.
-    The functions of its name in `aten_backend` and `triton_backend` are what it runs.
+    A subclass has a `schema`; `shapes`, which returns uninitialized results with their dtypes and strides, for tracing
+    without data; and, where it is differentiable, `setup_context`, `backward` and `jvp` as in `DerivativeRule`. It runs
+    the functions of its name in `aten_backend` and `triton_backend`.
     """
 
     schema: ClassVar[str]
     shapes: ClassVar[Callable[..., Any]]
     tags: ClassVar[tuple[torch.Tag, ...]] = ()
     core_ndim: ClassVar[int] = 2
-    """Dimensions of the first argument behind the batch, which is that of all arguments and results."""
+    """Dimensions of the first argument after the batch. All arguments and results have this batch."""
     autocast: ClassVar[bool] = True
     """Whether autocast gives it single precision."""
     matrix: ClassVar[int] = -1
@@ -52,7 +52,7 @@ class Operator(DerivativeRule):
     name: ClassVar[str]
     defaults: ClassVar[tuple[Any, ...]]
     autograd: ClassVar[Callable[..., Any]]
-    """What the dispatcher finds under the Autograd key, for callers that stand there already."""
+    """Its kernel under the Autograd key, for callers that the dispatcher has already brought there."""
 
     @classmethod
     def by_kernel(cls, X: Tensor, *, on_cuda: bool) -> bool:
@@ -84,7 +84,7 @@ class Operator(DerivativeRule):
 
     @classmethod
     def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        """The rule for torch.func.vmap. Operators are batched already: every argument is brought to the same batch."""
+        """The rule for torch.func.vmap: its dimension becomes the first of the batch, in every argument."""
 
         def to_front(x: Any, dim: int | None) -> Any:
             if not isinstance(x, Tensor):

@@ -1,7 +1,7 @@
-"""The order of the rows after the exchanges that pivots stand for, in five forms; `plan.permutation` chooses.
+"""The order of the rows after the exchanges that pivots stand for, in four forms; `plan.permutation` chooses.
 
-Any exchanges are meant, as by `torch.lu_unpack`: pivots[i], counting from 1, may lie before i, where no factorization
-has it.
+As `torch.lu_unpack` they take any exchanges: pivots[i], counting from 1, may also lie before i, which it does in no
+factorization.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,9 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 
 def of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
-    """The same with the rows of the whole batch numbered through, as one vector. The inverse: row i of P X is row
+    """The same as one vector, in which the rows of matrix i are numbered from i m on. The inverse: row i of P X is row
     permutation[i] of X."""
-    if pivots.is_cuda:  # where the operator is one kernel
+    if pivots.is_cuda:  # where the operator may be a kernel
         order = torch.ops.triton_lu.permutation(pivots, m)
         return _number(order.view(pivots.shape[:-1].numel(), m), inverse=inverse, stride=m)
     return _exchanged(pivots, m, inverse=inverse, stride=m)
@@ -36,7 +36,7 @@ def of_one(pivots: Tensor, m: int, *, inverse: bool = False) -> list[int]:
 
 
 def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
-    """The rows of the batch in that order or its inverse, numbered from i stride in matrix i."""
+    """The rows in that order or its inverse as one vector, those of matrix i numbered from i * stride on."""
     batch, m = order.shape
     numbers = torch.arange(m, device=order.device) + stride * torch.arange(batch, device=order.device)[:, None]
     moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
@@ -44,7 +44,7 @@ def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
 
 
 def _exchanged(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
-    """The rows, numbered from i stride in matrix i, after the exchanges of the factorization or the same in reverse."""
+    """The rows, numbered as by `_number`, after the exchanges or, with `inverse`, after the same in reverse order."""
     k = pivots.shape[-1]
     batch = pivots.shape[:-1].numel()
     form = plan.permutation(batch, m, k, pivots.device.type)
@@ -60,7 +60,7 @@ def _exchanged(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:
 
 
 def _exchange_(order: list[int], pivots: list[int], steps: Iterable[int]) -> list[int]:
-    """Those steps of a factorization exchange the entries of `order`."""
+    """Exchanges entries of `order` as these steps of a factorization do."""
     for i in steps:
         j = pivots[i] - 1
         order[i], order[j] = order[j], order[i]
@@ -96,7 +96,7 @@ def _by_table(pivots: np.ndarray, m: int, steps: Sequence[int]) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _all_orders(m: int, steps: range) -> tuple[np.ndarray, np.ndarray]:
-    """The places of digits from 0 to m - 1, and the order of the rows after the exchanges that each number names."""
+    """The powers of m, and the order of the rows for each number, whose digits to base m are the pivots minus one."""
     powers = m ** np.arange(len(steps))
     pivots = np.arange(m ** len(steps))[:, None] // powers % m + 1
     return powers, _by_step(pivots, m, steps)

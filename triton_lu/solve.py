@@ -34,12 +34,12 @@ def lu_solve_vjp(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of Re⟨G, X⟩, X = lu_solve(LU, pivots, B), with respect to LU and B. B has the shape of X.
 
-    A⁻¹ is U⁻¹ L⁻¹ Pᵀ and A⁻ᴴ is P L⁻ᴴ U⁻ᴴ. That of B is A⁻ᴴ G, or with adjoint A⁻¹ G: one of B and G is the right-hand
-    side of A, the other that of Aᴴ, and from the solutions half-way and at the end,
+    A⁻¹ is U⁻¹ L⁻¹ Pᵀ and A⁻ᴴ is P L⁻ᴴ U⁻ᴴ. The gradient of B is A⁻ᴴ G, or with adjoint A⁻¹ G: of B and G one is solved
+    for with A, the other with Aᴴ. From the results after one factor and after both,
 
         Y = L⁻¹ Pᵀ (B or G),  X = U⁻¹ Y,  V = U⁻ᴴ (G or B),  W = L⁻ᴴ V,
 
-    that of LU is -tril(W Yᴴ, -1) - triu(V Xᴴ). (The product U X would have fewer digits than Y.)
+    the gradient of LU is -tril(W Yᴴ, -1) - triu(V Xᴴ). (The product U X would have fewer digits than Y.)
     """
     if not left:
         LU_grad, B_grad = lu_solve_vjp(LU, pivots, _mH(B), _mH(X), _mH(G), True, not adjoint)
@@ -83,8 +83,8 @@ def lu_solve_jvp(LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor, dLU: Tensor, 
 class _System:
     """The factors of a system, and solves with one of them. All operations can be differentiated.
 
-    Batch dimensions along which LU does not vary are columns of the right-hand sides: `fold` makes them such, so that
-    there are no copies of LU.
+    Batch dimensions along which LU does not vary are treated as columns of the right-hand sides, so that LU is not
+    copied: `fold` makes them columns, `unfold` dimensions again.
     """
 
     def __init__(self, LU: Tensor, pivots: Tensor, shape: Sequence[int]) -> None:
@@ -145,5 +145,5 @@ class _System:
 
 
 def _mH(X: Tensor) -> Tensor:
-    """Xᴴ without a lazy conjugation, which compiled code forgets."""
+    """Xᴴ without a lazy conjugation, which compiled code loses."""
     return X.conj().clone(memory_format=torch.contiguous_format).mT if X.is_complex() else X.mT

@@ -1,4 +1,4 @@
-"""What the public functions have in common: which arguments they accept, and who may take a call over."""
+"""Checks of arguments, and the protocol `__torch_function__`, for the public functions."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -18,9 +18,8 @@ Result = TypeVar("Result")
 
 
 def overridable(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, for `__torch_function__` to take over as any of PyTorch's: by modes, by the classes of arguments.
-
-    So `torch.fx` records it as one call.
+    """The function under the protocol `__torch_function__`, as PyTorch's own: modes and classes of arguments may take a
+    call over, and `torch.fx` records it as one node.
     """
 
     @wraps(function)
@@ -34,7 +33,7 @@ def overridable(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
 
 def computed(name: str, what: str, X: Tensor) -> Tensor:
-    """X in the dtype it is computed in: a half in float32."""
+    """X in the dtype of the computation: float16 and bfloat16 become float32."""
     if X.dtype in HALF:
         return X.to(torch.float32)
     if X.dtype not in DTYPES:
@@ -58,6 +57,6 @@ def require_bool(name: str, argument: str, x: object) -> None:
 
 
 def type_name(x: object) -> str:
-    """Of a class that is not built in with its module: numpy.bool is no bool."""
+    """The name of x's class, with its module unless it is built in: numpy.bool is no bool."""
     cls = type(x)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

@@ -23,7 +23,7 @@ class Matrix(NamedTuple):
     """Some matrices of a batch in memory, or vectors, whose strides end with that of their entries.
 
     A kernel makes it of what the launcher passes for a tensor, a `launch.Strided`: `Matrix(*x, shape, batch, exists,
-    RAGGED)`. That stands in the call that takes it: assigned to a name, its constants would become values.
+    RAGGED)`, in the call that takes it: assigned to a name, its constants would become values.
 
     pointer: to reals
     strides: of the batch dimensions, from the innermost on, in a tuple of their own; then of rows and columns

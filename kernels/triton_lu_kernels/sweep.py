@@ -25,8 +25,8 @@ of X12, and with one for X11. Tiles of X12 are computed by the code of X21, on t
 X11 needs are summed by tile: each tile's part is left in `sums`, where jvp adds up those for all later diagonal blocks.
 What one launch has written, rows of X in their places in P X, the next reads.
 
-The sum for a tile, of S U12^H or dL20 U01 + L20 dU01, is that of at most PIECES sums of equal length; in vjp the terms
-that have waited for the last diagonal block are one more. If SPLIT, the launch for X11 has programs for all these
+The sum for a tile, of S U12^H or dL20 U01 + L20 dU01, consists of at most PIECES sums of equal length, and in vjp of
+one more, of the terms that need the diagonal block found last. If SPLIT, the launch for X11 has programs for all these
 pieces of all the tiles that come next, so that one large matrix has work for all multiprocessors; if not, a tile's own
 program sums them. Both add the same numbers in the same order, and no sum crosses matrices: a matrix gets the same bits
 in any batch.

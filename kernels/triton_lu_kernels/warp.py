@@ -14,8 +14,8 @@ Real and complex, any strides, but offsets inside a matrix must be below 2^31, c
 completed with an identity to N x N, N the next power of two: L is then m x m and U is n x n, and the m x n corner of
 the result is the answer.
 
-Grid: one axis, `MATRICES` matrices per program. The maps are evaluated as they stand, by shuffles: what has U in it by
-columns, what has L in it by rows, with one exchange of lanes and registers on the way there and one on the way back.
+Grid: one axis, `MATRICES` matrices per program. The formulas are evaluated as they stand, by shuffles: products and
+solves with U on columns, those with L on rows. Between these lanes and registers change places (`layout.turn`), twice.
 
 Every argument is read once, each row of E and Y straight from its place under P; out is written once, each row of P X
 straight to its place; nothing else is touched. No sum crosses matrices: a matrix gets the same bits in any batch.

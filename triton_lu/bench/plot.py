@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from triton_lu.bench.problems import FACTORIZATIONS
-from triton_lu.cli.matrixfile import InputError
+from triton_lu.bench.problems import PROBLEMS
+from triton_lu.cli import InputError
 
 GREY = "#808080"
 SPACING = 0.075  # of labels, in heights of a panel
@@ -90,7 +90,7 @@ def _hardware(rows: pd.DataFrame) -> str:
 
 def _figure(rows: pd.DataFrame, series: str, column: str, label: str) -> Figure:
     """A panel for every problem, in it a line for every series: solid for single matrices, dashed for batches."""
-    problems = [name for name in FACTORIZATIONS if name in set(rows.problem)]
+    problems = [name for name in PROBLEMS if name in set(rows.problem)]
     width = min(len(problems), 3)
     height = 1 + (len(problems) - 1) // 3
     figure = Figure(figsize=(11 / 3 * width, 0.4 + 3.1 * height), layout="constrained")

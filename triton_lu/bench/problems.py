@@ -9,32 +9,27 @@ from torch import Tensor
 
 from triton_lu.cli import dtype_name
 
-FACTORIZATIONS = {
-    "forward": 1,
-    "backward": 2,
-    "forward+backward": 3,
-    "jvp": 3,
-    "double backward": 6,
-    "logdet": 3,
-    "solve": 3,
-}
-"""The problems, and their operations in multiples of the 2/3 n³ of a factorization.
 
-A factorization is 1, and the maps vjp and jvp are 2 each. `jvp` holds the factorization, because PyTorch computes both
-at once; `double backward` is counted as three maps; `logdet` (log |det A|) and `solve` (A⁻¹ b, one vector per matrix)
-are factorization and backward. What is of lower order is left out.
-"""
+class Cost(NamedTuple):
+    """The least that a problem costs; what is of lower order is left out.
 
-MATRICES = {
-    "forward": 2,
-    "backward": 3,
-    "forward+backward": 4,
-    "jvp": 4,
-    "double backward": 5,
-    "logdet": 2,
-    "solve": 2,
+    operations: in multiples of the 2/3 n³ of a factorization; the maps vjp and jvp are 2 each.
+    matrices: that must be read or written: the arguments and the results, without pivots and vectors.
+    """
+
+    operations: int
+    matrices: int
+
+
+PROBLEMS = {
+    "forward": Cost(1, 2),
+    "backward": Cost(2, 3),
+    "forward+backward": Cost(3, 4),
+    "jvp": Cost(3, 4),  # with the factorization, because PyTorch computes both at once
+    "double backward": Cost(6, 5),  # three maps
+    "logdet": Cost(3, 2),  # log |det A|: factorization and backward
+    "solve": Cost(3, 2),  # A⁻¹ b, one vector per matrix: factorization and backward
 }
-"""The fewest matrices that must be read or written: the arguments and the results, without pivots and vectors."""
 
 
 class Size(NamedTuple):
@@ -58,7 +53,7 @@ def size(text: str) -> Size:
 
 @dataclass(frozen=True)
 class Problem:
-    """`device` is where the numbers are drawn, others on each: a CPU takes seconds for those of a large matrix."""
+    """`device` is where random numbers are drawn, different ones on each: a CPU takes seconds for a large matrix."""
 
     name: str
     size: Size
@@ -83,7 +78,7 @@ class Problem:
 
     @property
     def fewest_bytes(self) -> int:
-        return MATRICES[self.name] * self.nbytes
+        return PROBLEMS[self.name].matrices * self.nbytes
 
     @property
     def flops(self) -> float:
@@ -91,7 +86,7 @@ class Problem:
         batch, m, n = self.size
         k = min(m, n)
         factorization = 2 * batch * (m * n * k - (m + n) * k**2 / 2 + k**3 / 3)
-        return FACTORIZATIONS[self.name] * factorization * (4 if self.dtype.is_complex else 1)
+        return PROBLEMS[self.name].operations * factorization * (4 if self.dtype.is_complex else 1)
 
     def gaussian(self, seed: int, *shape: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -128,7 +123,7 @@ RECTANGULAR = _sizes((1, 1024, 256), (1, 256, 1024), (256, 32, 16), (256, 16, 32
 QUICK = SINGLE + BATCHED + RECTANGULAR
 
 LARGEST = [Size(1, n, n) for n in (4096, 8192)]
-FOOTPRINT = _sizes(  # of few megabytes each
+FOOTPRINT = _sizes(  # batches of a few megabytes each
     (65_536, 4, 4),
     (65_536, 8, 8),
     (16_384, 16, 16),
@@ -152,7 +147,7 @@ def grid(
     quick = not (full or sizes)
     return [
         Problem(name, size, dtype)
-        for name in names or FACTORIZATIONS
+        for name in names or PROBLEMS
         for dtype in dtypes or DTYPES
         for size in sizes or (FULL if full else QUICK)
         if (size.m == size.n or name not in ("logdet", "solve"))

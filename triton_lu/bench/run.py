@@ -23,8 +23,7 @@ from triton_lu.bench import calibrate, machine
 from triton_lu.bench.problems import Problem, grid
 from triton_lu.bench.providers import PROVIDERS
 from triton_lu.bench.timing import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
-from triton_lu.cli import dtype_name
-from triton_lu.cli.matrixfile import InputError
+from triton_lu.cli import InputError, dtype_name
 
 Row = dict[str, Any]
 

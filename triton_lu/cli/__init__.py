@@ -6,13 +6,17 @@ from torch import Tensor
 from triton_lu import ops, plan
 
 
+class InputError(Exception):
+    """What the user gave cannot be used."""
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """As users write it: "float32"."""
     return str(dtype).removeprefix("torch.")
 
 
 def served_by(A: Tensor) -> str:
-    """The implementation and the plan by which the gradient of `lu(A)` is computed."""
+    """The implementation that computes the gradient of `lu(A)`, and its plan, in words."""
     m, n = A.shape[-2:]
     kernel = plan.kernel("vjp", m, n, A.dtype)
     if kernel and ops.Vjp.by_kernel(A, on_cuda=A.is_cuda):

@@ -14,8 +14,7 @@ from torch import Tensor
 import triton_lu
 from triton_lu import reference
 from triton_lu.bench.timing import interleaved, peak_bytes, wall_clock
-from triton_lu.cli import dtype_name, matrixfile, served_by
-from triton_lu.cli.matrixfile import InputError
+from triton_lu.cli import InputError, dtype_name, matrixfile, served_by
 
 CAPTION = """\
 Errors are Frobenius norms, the worst of the batch with singular ones left out: of Pᵀ A - L U relative to A, and of the

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triton_lu.cli import InputError
+
 LIMIT = 2**28
 """The most elements of a dense array that is read."""
-
-
-class InputError(Exception):
-    """What the user gave cannot be used."""
 
 
 def read(path: Path) -> dict[str, Tensor]:

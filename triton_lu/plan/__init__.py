@@ -1,7 +1,7 @@
 """Which algorithm serves which problem: thresholds of a CPU in `cpu.py`, those of a GPU in `gpu.py`.
 
-Plans are pure functions of shape, dtype and device (its kind, "cpu" or "cuda", or its multiprocessors), and of what
-`triton_lu.calibration` has of it: within a process the same problem always runs the same way on the same device.
+Plans are pure functions of shape, dtype and device (its kind, "cpu" or "cuda", or its multiprocessors), and of the
+device's calibration: within a process the same problem always runs the same way on the same device.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from triton_lu.plan import cpu, gpu
 from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Blocks, default_block, elimination, solve_by_rows
 from triton_lu.plan.gpu import (
-    LIBRARY,
+    ATEN_FROM,
     MULTIPROCESSORS,
     ORDER,
     Curvature,
@@ -25,8 +25,8 @@ from triton_lu.plan.gpu import (
 )
 
 __all__ = [
+    "ATEN_FROM",
     "CACHED",
-    "LIBRARY",
     "MULTIPROCESSORS",
     "ORDER",
     "PANEL",

@@ -10,7 +10,7 @@ import torch
 
 from triton_lu import calibration
 
-CACHED = 131072  # numbers that an L2 cache of 1 MiB or more holds, with as many intermediate ones
+CACHED = 131072  # numbers that fit an L2 cache of 1 MiB or more, together with as many intermediate ones
 PANEL = 128  # columns whose rows are permuted at once: the temporary memory of a backward besides its result
 
 
@@ -20,8 +20,8 @@ def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype) -> str |
     if batch == 1:
         # Larger products have threads, of another library than ATen's: the two would wait for each other.
         return "block" if largest <= (32 if dtype.is_complex else 64) else None
-    entries = 32 if name == "curvature" else 64  # it does less per entry, and wins less by going column by column
-    # Each of its passes over the batch is a call of NumPy: few matrices take less time in a block.
+    entries = 32 if name == "curvature" else 64  # which does less per entry, and gains less by going column by column
+    # Every pass over the batch is a call of NumPy: few matrices take less time in a block.
     return "columns" if largest <= 8 and m * n <= entries and batch >= 2 * largest**2 else None
 
 
@@ -29,8 +29,8 @@ def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype) -> str |
 class Blocks:
     """A sweep over the diagonal in ATen operations.
 
-    block: columns that are done at once.
-    span: columns of a backward after which it solves with L, those of a block or all; see `aten_backend._vjp_sweep_`.
+    block: the width of the diagonal blocks.
+    span: in a backward, columns after which there is a solve with L: a block or all; see `aten_backend._vjp_sweep_`.
     """
 
     block: int
@@ -54,7 +54,7 @@ def blocks(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocks:
 
 def default_block(batch: int, k: int) -> int:
     """The width of the blocks for k = min(m, n), where nothing has been calibrated."""
-    if batch == 1:  # to 320 in two halves; 96, not 128: rows of a block do not fall into the same cache lines
+    if batch == 1:  # to 320 two blocks; 96, not 128: rows of a block do not fall into the same cache lines
         return max(2, k) if k <= 128 else 16 * math.ceil(k / 32) if k <= 320 else 96
     # LAPACK is called for every matrix by itself: narrow blocks leave more to the products, which take the whole batch.
     return 16 if 32 <= k <= 64 else 32 if k <= 256 else 96
@@ -65,8 +65,8 @@ def solve_by_rows(dtype: torch.dtype, right_hand_sides: int, *, left: bool) -> b
 
     For LAPACK, which knows columns only, that decides whether the triangle stands left or right of the unknown. On the
     right it is up to three times faster in float32, but up to seven times slower for numbers of right-hand sides that
-    do not fill its vectors; up to 1.4 times faster with complex numbers. On the left it is up to four times faster in
-    float64 (oneMKL).
+    are no multiple of its vectors; up to 1.4 times faster with complex numbers. On the left it is up to four times
+    faster in float64 (oneMKL).
     """
     if dtype == torch.float32:
         from_the_right = right_hand_sides % 16 == 0 or not 16 < right_hand_sides < 500
@@ -108,8 +108,8 @@ PIVOTS = 32  # columns that LAPACK eliminates without exchanges at once: the exp
 def elimination(batch: int, m: int, n: int) -> tuple[str, int]:
     """How matrices are eliminated without exchanges, by "columns" or by "panels", and how many at a time.
 
-    By columns 4000 of 8×8 take 0.7 of the time of panels, 32 of 4×4 as long. From 128×128 on a matrix takes as long
-    alone, and LAPACK's batches are not to be trusted: see `one_by_one`.
+    By columns 4000 of 8×8 take 0.7 of the time of panels, 32 of 4×4 the same. Larger matrices than 128×128 go one by
+    one: that takes no longer, and LAPACK's batches are not to be trusted, as `one_by_one` says.
     """
     k = min(m, n)
     form = "columns" if k <= 8 and batch >= 2 * k**2 else "panels"

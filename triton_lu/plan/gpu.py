@@ -11,7 +11,7 @@ import torch
 from triton_lu import calibration
 from triton_lu.plan.cpu import Blocks
 
-LIBRARY = 2048  # rows or columns from which on vjp and jvp are products of ATen: they were faster on an H100
+ATEN_FROM = 2048  # rows or columns from which on the maps are ATen's, which was faster on an H100
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
@@ -32,7 +32,7 @@ def triangle_panel(k: int) -> int:
 
 @dataclass(frozen=True)
 class Warp:
-    """A kernel of the warp regime: one row of a matrix per lane, some matrices per program."""
+    """A kernel for matrices up to 16×16: one row per lane, some matrices per program."""
 
     matrices: int
     num_warps: int
@@ -40,7 +40,7 @@ class Warp:
 
 @dataclass(frozen=True)
 class TwoByTwo:
-    """A kernel of the regime of two by two blocks: one matrix per program, at most so many registers per thread."""
+    """A kernel for matrices up to 32×32: one per program. registers: of a thread, at most."""
 
     registers: int
     num_warps: int
@@ -48,7 +48,7 @@ class TwoByTwo:
 
 @dataclass(frozen=True)
 class Order:
-    """The kernel that finds the order of rows, so many per program."""
+    """The kernel that finds the order of the rows. rows: per program."""
 
     rows: int
     num_warps: int
@@ -71,8 +71,10 @@ class Factor:
 
 @dataclass(frozen=True)
 class Tile:
-    """A kernel of the tile regime: one matrix per program, diagonal blocks of that width, that many rows at a time.
+    """A kernel for matrices up to 128×128: one per program.
 
+    block: the width of the diagonal blocks.
+    rows: how many are taken at a time.
     registers: of a thread, at most. With 168 instead of 255 twelve programs of one warp fit on a multiprocessor
         instead of eight.
     """
@@ -85,13 +87,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A kernel of the sweep regime: many programs per matrix, two launches per diagonal block.
+    """Kernels for larger matrices: many programs per matrix, two launches per diagonal block.
 
-    block: width of the diagonal blocks and of the tiles.
-    terms: sums load their factors so many terms at a time.
+    block: the width of the diagonal blocks and of the tiles.
+    terms: how many terms of a sum are loaded at once.
     pieces: of how many sums the sum for a tile consists.
     rows: of how many each program that prepares the sweep finds the place under P.
-    split: whether these have programs of their own; the bits are the same, and the workspace has a block for each.
+    split: whether pieces have programs of their own; the bits are the same, and the workspace has a block for each.
     """
 
     block: int
@@ -104,7 +106,10 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The kernel of `curvature`: a block of a matrix per program; its sums load their factors so many terms at once."""
+    """The kernel of `curvature` from 17×17 on: a block of a matrix per program.
+
+    terms: how many terms of a sum are loaded at once.
+    """
 
     block: int
     terms: int
@@ -134,7 +139,7 @@ def kernel(
     if name == "mixed":
         return None
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
-        return _sweep(batch, m, n, dtype, multiprocessors) if largest < LIBRARY else None
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < ATEN_FROM else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:  # wide blocks read half as often from the L2 cache, the limit there
             return Tile(block=32, rows=32, registers=255, num_warps=2)
@@ -157,18 +162,18 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
     """
     if dtype.is_complex:
         if largest > 128:
-            return None  # of which a kernel would load too much
+            return None  # a kernel in blocks so narrow would load too much
         if dtype == torch.complex128:
             return Curvature(block=32, terms=16, num_warps=2)
         return Curvature(block=16, terms=16, num_warps=1)
     if largest > 32:
         chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-        return chosen if largest < LIBRARY else None
+        return chosen if largest < ATEN_FROM else None
     return Curvature(block=32, terms=32, num_warps=1)
 
 
 def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
-    """The kernel of the sweep regime for `batch` matrices of m×n: sums are split where there are too few tiles."""
+    """The sweep for `batch` matrices of m×n: sums are split where there are too few tiles."""
     chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
     return replace(chosen, split=batch * tiles <= multiprocessors)
@@ -189,6 +194,6 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a kernel, where there is one, is what that GPU is given: always, or up to the size of a calibration."""
+    """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always."""
     largest = max(m, n)
     return largest <= calibration.value(device, calibration.kernel(name, dtype), largest)
