@@ -149,6 +149,27 @@ def test_opcheck(shape, dtype):
         torch.library.opcheck(op.default, args)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 3), (1, 3, 3), (1, 3, 2), (1, 1, 2, 3), (3, 1, 1), (2, 1, 3), (70, 70), (1, 70, 70), (600, 4, 4), (0, 3, 3)],
+    ids=str,
+)
+def test_traced_strides_are_the_real_ones(shape, dtype):
+    """Also of dimensions of size 1, which opcheck leaves out."""
+    A = torch.randn(shape, dtype=dtype) + 3 * torch.eye(*shape[-2:])
+    pivots = torch.ops.triton_lu.factor(A)[1]
+
+    def results(A, pivots):
+        maps = (getattr(ops, name)(A, pivots, A) for name in ("vjp", "jvp", "curvature", "mixed"))
+        return *ops.factor(A), *ops.factor(A, False), *maps, ops.permutation(pivots, A.shape[-2])
+
+    real = results(A, pivots)
+    with FakeTensorMode() as mode:
+        traced = results(mode.from_tensor(A), mode.from_tensor(pivots))
+    assert [(x.shape, x.stride(), x.dtype) for x in traced] == [(x.shape, x.stride(), x.dtype) for x in real]
+
+
 def test_the_choice_of_backend_reaches_compiled_code():
     """It is read when an operator executes, also in the backward of a graph that is compiled already."""
     A = torch.randn(2, 2, 2048, requires_grad=True)

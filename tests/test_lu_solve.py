@@ -294,6 +294,24 @@ def test_opcheck(batch, batch_of_B, dtype, left, adjoint):
     torch.library.opcheck(ops.lu_solve_vjp, (LU.detach(), pivots, B, X, torch.randn_like(X), left, adjoint))
 
 
+def test_right_hand_sides_may_share_a_buffer():
+    """As in PyTorch, whose derivative does not need them; also where it takes the place of PyTorch's."""
+    LU, pivots, _ = system(4, 2)
+    LU.requires_grad_()
+
+    def gradients(solve):
+        buffer, total = torch.empty(4, 2, dtype=torch.float64), 0
+        for value in (1.0, 2.0):
+            total = total + solve(LU, pivots, buffer.fill_(value)).square().sum()
+        (gradient,) = grad(total, LU, create_graph=True)
+        return gradient, *grad(gradient.square().sum(), LU)
+
+    expected = gradients(torch.linalg.lu_solve)
+    torch.testing.assert_close(gradients(lu_solve), expected)
+    with triton_lu.override():
+        torch.testing.assert_close(gradients(torch.linalg.lu_solve), expected)
+
+
 def test_nothing_is_saved_for_a_derivative_that_is_not_asked_for():
     LU, pivots, B = system(6, 2)
     saved = []

@@ -344,6 +344,21 @@ def test_install_and_uninstall_any_number_of_times():
     assert torch.compiler.config.cache_key_tag == tag
 
 
+def test_uninstall_in_another_thread_waits_for_install(monkeypatch):
+    thread, right = threading.Thread(target=triton_lu.uninstall), torch.library.get_kernel
+
+    def get_kernel(*args):
+        if thread.ident is None:
+            thread.start()
+            thread.join(0.2)
+        return right(*args)
+
+    monkeypatch.setattr(torch.library, "get_kernel", get_kernel)
+    triton_lu.install()
+    thread.join()
+    assert not runs_here(torch.linalg.lu_factor, matrix(3, 3).requires_grad_())
+
+
 def test_uninstall_leaves_what_others_wrote_into_the_tag():
     with torch.compiler.config.patch(cache_key_tag="triton_lu and "):
         triton_lu.install()

@@ -5,6 +5,7 @@ so that `triton_lu/aten_backend.py` still finds PyTorch's own factorization ther
 """
 
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from triton_lu.validation import DTYPES
 TAG = "[triton_lu.install]"
 
 _library: torch.library.Library | None = None
+_lock = Lock()
 
 
 def install() -> None:
@@ -47,14 +49,15 @@ def install() -> None:
         >>> triton_lu.uninstall()
     """
     global _library
-    if _library is not None:
-        return
-    _library = torch.library.Library("aten", "IMPL")
-    for name, (replacement, is_native) in REPLACEMENTS.items():
-        for key in ("AutogradCPU", "AutogradCUDA"):
-            native = torch.library.get_kernel(f"aten::{name}", key)
-            _library.impl(name, _kernel(native, replacement, is_native), key, with_keyset=True)
-    torch.compiler.config.cache_key_tag += TAG
+    with _lock:
+        if _library is not None:
+            return
+        _library = torch.library.Library("aten", "IMPL")
+        for name, (replacement, is_native) in REPLACEMENTS.items():
+            for key in ("AutogradCPU", "AutogradCUDA"):
+                native = torch.library.get_kernel(f"aten::{name}", key)
+                _library.impl(name, _kernel(native, replacement, is_native), key, with_keyset=True)
+        torch.compiler.config.cache_key_tag += TAG
 
 
 def uninstall() -> None:
@@ -65,11 +68,12 @@ def uninstall() -> None:
         >>> triton_lu.uninstall()
     """
     global _library
-    if _library is None:
-        return
-    _library = None  # registrations live as long as their library
-    before, _, after = torch.compiler.config.cache_key_tag.rpartition(TAG)  # others may have appended theirs
-    torch.compiler.config.cache_key_tag = before + after
+    with _lock:
+        if _library is None:
+            return
+        _library = None  # registrations live as long as their library
+        before, _, after = torch.compiler.config.cache_key_tag.rpartition(TAG)  # others may have appended theirs
+        torch.compiler.config.cache_key_tag = before + after
 
 
 def _lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -> tuple[Tensor, ...]:

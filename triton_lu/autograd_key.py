@@ -43,6 +43,11 @@ class DerivativeRule(_SingleLevelFunction):
     def forward(result: list[Any], *args: Any) -> Any:
         return result[0]
 
+    @staticmethod
+    def kept(*args: Any) -> tuple[Any, ...]:
+        """The arguments as the derivative keeps them: copies of those that callers may overwrite before it is taken."""
+        return args
+
 
 def _has_tangent(x: Any) -> bool:
     if not isinstance(x, Tensor) or not (x.is_floating_point() or x.is_complex()):
@@ -76,7 +81,7 @@ def autograd_key(op: torch._ops.OpOverload, rule: type[DerivativeRule]) -> Calla
         allowed = get_single_level_autograd_function_allowed()
         set_single_level_autograd_function_allowed(True)
         try:
-            return rule.apply([result], *args)  # type: ignore[attr-defined]
+            return rule.apply([result], *rule.kept(*args))  # type: ignore[attr-defined]
         finally:
             set_single_level_autograd_function_allowed(allowed)
 

@@ -16,7 +16,7 @@ from torch.linalg import solve_triangular
 
 from triton_lu import plan, row_order
 from triton_lu.autograd_key import readable
-from triton_lu.results import empty_row_major
+from triton_lu.results import empty_column_major, empty_row_major
 
 Array = np.ndarray
 
@@ -94,7 +94,9 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
         np.copyto(W, 0, where=below)
         left += T
         left += np.where(strict, B[:, :k], 0) @ T1
-    return torch.from_numpy(np.asfortranarray(W).reshape(E.shape)).clone()
+    result = empty_column_major(E)
+    result.numpy()[...] = W
+    return result
 
 
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:

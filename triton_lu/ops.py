@@ -208,6 +208,12 @@ class LuSolve(Operator):
         return _solved_batch(op, info, in_dims, args, all_batched=False), 0
 
     @staticmethod
+    def kept(*args: Any) -> tuple[Any, ...]:
+        """With a B of their own: PyTorch needs none in its derivative, so right-hand sides may share a buffer."""
+        LU, pivots, B, *equation = args
+        return LU, pivots, B.clone() if LU.requires_grad else B, *equation
+
+    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, LU, pivots, B, *ctx.equation = inputs
         ctx.shape = B.shape
