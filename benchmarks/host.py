@@ -106,7 +106,7 @@ def measure(functions: dict[str, Callable[[], object]], device: str) -> dict[str
     """Medians, in seconds, of those that do not compute for long themselves."""
     found: dict[str, list[float]] = {}
     for name, function in functions.items():
-        function()  # which prepares the others
+        seconds(function, 2)  # which prepare the others
         if seconds(function, 1) < LONG:
             found[name] = []
     for _ in range(TURNS):

@@ -74,12 +74,7 @@ class Operator(DerivativeRule):
             if (prepared := prepared_calls.get(key)) is not None:
                 return prepared(*args)
             if cls.by_kernel(args[cls.matrix], on_cuda=on_cuda):
-                from triton_lu import triton_backend  # imports Triton
-
-                result, prepared = triton_backend.prepare(cls.name, args)
-                if prepared is not None:
-                    _keep(key, prepared)
-                return result
+                return _run_and_prepare(key, cls.name, args)
         return getattr(aten_backend, cls.name)(*args)
 
     @classmethod
@@ -95,8 +90,8 @@ class Operator(DerivativeRule):
         return op(*map(to_front, args, in_dims)), 0
 
 
-prepared_calls: dict[Hashable, Callable[..., Any]] = {}
-"""The calls of operators on kernels that were made before: by all that decides what they allocate and launch."""
+prepared_calls: dict[Hashable, Callable[..., Any] | None] = {}
+"""Calls of operators on kernels, by all that decides what they allocate and launch; None of those made once so far."""
 
 MOST = 4096  # of them, at some kilobytes each
 
@@ -111,10 +106,21 @@ def _key(name: str, choice: str, args: tuple[Any, ...]) -> Hashable:
     return tuple(key)
 
 
-def _keep(key: Hashable, prepared: Callable[..., Any]) -> None:
-    if len(prepared_calls) >= MOST:
-        prepared_calls.clear()
+def _run_and_prepare(key: Hashable, name: str, args: tuple[Any, ...]) -> Any:
+    """The second time: to prepare takes longer than a call, and shapes may come once."""
+    from triton_lu_kernels import launch  # imports Triton
+
+    from triton_lu import triton_backend
+
+    function, prepared = getattr(triton_backend, name), None
+    if key in prepared_calls:
+        result, prepared = launch.prepare(function, args)
+    else:
+        result = function(*args)
+        if len(prepared_calls) >= MOST:
+            prepared_calls.clear()
     prepared_calls[key] = prepared
+    return result
 
 
 def register(*operators: type[Operator]) -> list[torch._ops.OpOverload]:

@@ -3,22 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
-from triton_lu_kernels import launch, sweep, tile, two_by_two, warp
 from triton_lu_kernels import permutation as permutation_kernel
+from triton_lu_kernels import sweep, tile, two_by_two, warp
 
 from triton_lu import plan
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
-
-
-def prepare(name: str, args: tuple[Any, ...]) -> tuple[Any, launch.Prepared | None]:
-    """The result of the operator of that name, and a call that repeats it for other arguments like these."""
-    return launch.prepare(globals()[name], args)
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:

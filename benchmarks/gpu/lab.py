@@ -102,7 +102,7 @@ def kernel(lab: Lab, case: Case) -> list[Row]:
 def host(lab: Lab, call: str, shape: Size) -> list[Row]:
     """How long a call takes until it returns, while the queue of the GPU has room."""
     function = CALLS[call](Arguments(shape, lab.device.type))
-    function()  # which prepares the others
+    seconds(function, 2)  # which prepare the others
     found = []
     for _ in range(lab.host_rounds):
         lab.wait()

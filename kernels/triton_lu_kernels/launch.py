@@ -1,11 +1,13 @@
 """What the launchers have in common."""
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
+from triton.compiler import CompiledKernel
 from triton.language import constexpr
 from triton.runtime import driver
 
@@ -70,10 +72,10 @@ def power_of_two(size):
 
 
 class Launch(NamedTuple):
-    """Of a kernel by Triton: `launched` is what it returned, a compiled kernel where one was compiled for a GPU."""
+    """Of a kernel by Triton; `compiled` is None in the interpreter."""
 
     kernel: Any
-    launched: Any
+    compiled: CompiledKernel | None
     programs: int
     args: tuple
     constants: dict
@@ -81,10 +83,26 @@ class Launch(NamedTuple):
 
 def run(kernel, programs, args, constants, **options) -> None:
     """Launches `kernel[(programs,)](*args, **constants, **options)`: `args` are `Strided` tensors, and then numbers and
-    tuples of numbers; `constants` the last parameters of the kernel."""
-    launched = kernel[(programs,)](*args, **constants, **options)
-    if (recording := _recording.get()) is not None:
-        recording.launches.append(Launch(kernel, launched, programs, args, constants))
+    tuples of numbers; `constants` the last parameters of the kernel, in their order."""
+    launcher(kernel, constants, options)(programs, *args)
+
+
+def launcher(kernel, constants, options) -> Callable[..., None]:
+    """`run` for a series of args that all compile to the same. Triton looks a kernel up by a specialization of every
+    argument, which takes 20 µs and more: here for the first launch only."""
+    compiled = None
+
+    def launch(programs, *args):
+        nonlocal compiled
+        if compiled is None or getattr(kernel, "pre_run_hooks", True):
+            launched = kernel[(programs,)](*args, **constants, **options)
+            compiled = launched if isinstance(launched, CompiledKernel) else None
+        else:
+            compiled[programs, 1, 1](*args, *constants.values())
+        if (recording := _recording.get()) is not None:
+            recording.launches.append(Launch(kernel, compiled, programs, args, constants))
+
+    return launch
 
 
 class Recording(TorchDispatchMode):
@@ -162,8 +180,6 @@ def _undisturbed() -> bool:
 class Prepared:
     """A call of `function` once more, for arguments that differ from the recorded ones in nothing but where tensors lie
     in memory, modulo 16 bytes: allocates, and launches what has been compiled. It keeps no stream and no memory.
-
-    Triton looks up what it has compiled by a specialization of every argument, which takes 20 µs and more per launch.
     """
 
     def __init__(self, function, given, recording, result):
@@ -176,11 +192,11 @@ class Prepared:
             (x.shape, x.stride(), {"dtype": x.dtype, "device": x.device}) for x in recording.tensors[given:]
         ]
         self.hooks = [kernel.pre_run_hooks for kernel in {launch.kernel for launch in recording.launches}]
-        self.kernels = {launch.launched for launch in recording.launches}  # kept: without a reference they are unloaded
+        self.kernels = {launch.compiled for launch in recording.launches}  # kept: without a reference they are unloaded
         self.launches = []  # those for the same tensors together
-        for kernel, compiled, programs, args, constants in recording.launches:
+        for _, compiled, programs, args, constants in recording.launches:
             tensors = [(slots[id(x.reals)], x[1:]) for x in args if isinstance(x, Strided)]
-            others = (*args[len(tensors) :], *(constants[name] for name in kernel.arg_names[len(args) :]))
+            others = (*args[len(tensors) :], *constants.values())
             if any(isinstance(part, torch.Tensor) for x in others for part in (x if isinstance(x, tuple) else [x])):
                 raise LookupError("a tensor among the numbers")
             if not self.launches or self.launches[-1][0] != tensors:
@@ -196,6 +212,7 @@ class Prepared:
             with torch.cuda.device(self.device):
                 return self(*args)
         tensors = [*args[: self.given]]
+        # aligned alike: PyTorch allocates at multiples of 64 bytes and more
         tensors += [torch.empty_strided(shape, stride, **options) for shape, stride, options in self.allocated]
         pointers = [x.data_ptr() for x in tensors]
         stream = active.get_current_stream(self.device)

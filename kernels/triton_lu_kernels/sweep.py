@@ -391,11 +391,12 @@ def evaluate(name, out, LU, pivots, X, order, inverses, sums, *, block, terms, p
     args = (out, LU, X, order, inverses, sums, shape)
     constants = {"FORWARD": forward, "BLOCK": block, "TERMS": terms, "PIECES": pieces, "SPLIT": split, "RAGGED": ragged}
     options = {"num_warps": num_warps, "num_stages": 1}
+    launch_diagonal = launch.launcher(step_kernel, {"TILES": False, **constants}, options)
+    launch_tiles = launch.launcher(step_kernel, {"TILES": True, **constants}, options)
     for J in range(0, k, block) if forward else reversed(range(0, k, block)):
         following = J if forward else J - block
         tasks = 1 + tiles_after(following) * pieces if split and following >= 0 else 1
-        launches = [(False, tasks), (True, tiles_after(J))]
-        for tiles, tasks in launches if forward else reversed(launches):
+        launches = [(launch_diagonal, tasks), (launch_tiles, tiles_after(J))]
+        for launch_step, tasks in launches if forward else reversed(launches):
             if tasks > 0:
-                step = (*args, J, tasks)
-                launch.run(step_kernel, batch_size * tasks, step, {"TILES": tiles, **constants}, **options)
+                launch_step(batch_size * tasks, *args, J, tasks)

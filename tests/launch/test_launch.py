@@ -77,17 +77,42 @@ def launches(device, name, args):
     return [tuple(map(named, launched)) for launched in device.launches]
 
 
-def check(device, calls):
-    """The same launches the first time, the second time, and by Triton alone."""
-    first = [launches(device, *call) for call in calls]
-    assert len(registration.prepared_calls) == len(calls)
-    again = [launches(device, *call) for call in calls]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registration, "prepared_calls", {})
-        patch.setattr(launch, "prepare", lambda function, args: (function(*args), None))
-        by_triton = [launches(device, *call) for call in calls]
-    assert first == again == by_triton
+def number_of_prepared():
+    return sum(prepared is not None for prepared in registration.prepared_calls.values())
+
+
+def prepared(device, *call):
+    """The launches of a call, which is prepared afterwards."""
+    number = number_of_prepared()
+    first = launches(device, *call)
+    assert number_of_prepared() == number
+    second = launches(device, *call)
+    assert number_of_prepared() == number + 1
+    assert first == second
     return first
+
+
+@contextmanager
+def looked_up_by_triton():
+    """The list of the kernels that Triton looks up inside."""
+    kernels, run = [], JITFunction.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", lambda self, *args, **kw: kernels.append(self) or run(self, *args, **kw))
+        yield kernels
+
+
+def check(device, calls):
+    """The same launches before and after the calls are prepared, and if Triton looks every kernel up."""
+    found = [prepared(device, *call) for call in calls]
+    with looked_up_by_triton() as looked_up:
+        assert [launches(device, *call) for call in calls] == found
+    assert not looked_up
+    with pytest.MonkeyPatch.context() as patch, looked_up_by_triton() as looked_up:
+        patch.setattr(registration, "prepared_calls", {})
+        patch.setattr(launch, "CompiledKernel", ())  # nothing is one
+        assert [launches(device, *call) for call in calls] == found
+    assert len(looked_up) == sum(map(len, found))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -144,10 +169,11 @@ def test_arguments_that_compile_differently(device):
 def test_the_same_tensor_twice(device):
     """Is no reason to take one for the other later."""
     LU, pivots, X = arguments("vjp", 4, 4)
-    launches(device, "vjp", (LU, pivots, LU))
+    prepared(device, "vjp", (LU, pivots, LU))
     other = X.mT.contiguous().mT
-    (found,) = launches(device, "vjp", (LU, pivots, other))
-    assert len(registration.prepared_calls) == 1
+    with looked_up_by_triton() as looked_up:
+        (found,) = launches(device, "vjp", (LU, pivots, other))
+    assert not looked_up
     assert [argument[0] for argument in found[5:9]][1:] == ["argument 0", "argument 1", "argument 2"]
 
 
@@ -164,7 +190,7 @@ def test_hooks_are_told_of_every_launch(hook, device, small_sweep, monkeypatch):
 
 def test_hooks_before_runs_are_called(device):
     call = ("vjp", arguments("vjp", 4, 4))
-    (plain,) = launches(device, *call)
+    (plain,) = prepared(device, *call)
     seen = []
     warp.warp_kernel.add_pre_run_hook(lambda *args, **options: seen.append(options["MAP"]))
     try:
@@ -184,34 +210,29 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 def test_what_is_compiled_follows_settings(setting, device, monkeypatch):
     call = ("permutation", arguments("permutation", 5, 3))
-    (plain,) = launches(device, *call)
-    looked_up = looked_up_by_triton(monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr(*setting)
-        for _ in range(2):
-            (found,) = launches(device, *call)
-            assert found[4] != plain[4] or setting is SETTINGS["stages"]  # which here changes no stage
-    assert len(looked_up) == 2
-    assert launches(device, *call) == [plain]
-    assert len(looked_up) == 2
+    (plain,) = prepared(device, *call)
+    with looked_up_by_triton() as looked_up:
+        with monkeypatch.context() as patch:
+            patch.setattr(*setting)
+            for _ in range(2):
+                (found,) = launches(device, *call)
+                assert found[4] != plain[4] or setting is SETTINGS["stages"]  # which here changes no stage
+        assert len(looked_up) == 2
+        assert launches(device, *call) == [plain]
+        assert len(looked_up) == 2
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
-def test_what_was_compiled_under_settings_is_not_kept(setting, device, monkeypatch):
+def test_what_is_compiled_under_settings_is_not_kept(setting, device, monkeypatch):
     call = ("permutation", arguments("permutation", 5, 3))
     with monkeypatch.context() as patch:
         patch.setattr(*setting)
-        (found,) = launches(device, *call)
-    assert not registration.prepared_calls
+        for _ in range(3):
+            (found,) = launches(device, *call)
+    assert not number_of_prepared()
     (plain,) = launches(device, *call)
     assert found[4] != plain[4] or setting is SETTINGS["stages"]
-
-
-def looked_up_by_triton(monkeypatch):
-    """A list of the kernels that Triton looks up from now on."""
-    kernels, run = [], JITFunction.run
-    monkeypatch.setattr(JITFunction, "run", lambda self, *args, **kw: kernels.append(self) or run(self, *args, **kw))
-    return kernels
+    assert number_of_prepared() == 1
 
 
 class Without:
@@ -226,13 +247,13 @@ class Without:
         return getattr(self.whole, name)
 
 
-@pytest.mark.parametrize("name", ["run", "function", "packed_metadata", "pre_run_hooks", "arg_names"])
+@pytest.mark.parametrize("name", ["run", "function", "packed_metadata", "pre_run_hooks"])
 def test_private_names_of_kernels(name, device, monkeypatch):
     """Triton's that prepared calls need, and do without when they are gone."""
     call = ("permutation", arguments("permutation", 5, 3))
-    found = launches(device, *call)
-    (prepared,) = registration.prepared_calls.values()
-    (compiled,) = prepared.kernels
+    found = prepared(device, *call)
+    (call_again,) = registration.prepared_calls.values()
+    (compiled,) = call_again.kernels
     assert hasattr(order_kernel, name) or hasattr(compiled, name)
     registration.prepared_calls.clear()
 
@@ -240,8 +261,8 @@ def test_private_names_of_kernels(name, device, monkeypatch):
         return Launch(Without(kernel, name), Without(launched, name), *others)
 
     monkeypatch.setattr(launch, "Launch", less)
-    assert [launches(device, *call) for _ in range(2)] == 2 * [found]
-    assert not registration.prepared_calls
+    assert [launches(device, *call) for _ in range(3)] == 3 * [found]
+    assert not number_of_prepared()
 
 
 @pytest.mark.parametrize(
@@ -263,8 +284,8 @@ def test_private_names_of_settings(name, device, monkeypatch):
     monkeypatch.setattr(launch, "knobs", SimpleNamespace(**groups | {group: Without(groups[group], setting)}))
     found = launches(device, *call)
     assert len(found) == 1
-    assert launches(device, *call) == found
-    assert not registration.prepared_calls
+    assert [launches(device, *call) for _ in range(2)] == 2 * [found]
+    assert not number_of_prepared()
 
 
 @pytest.mark.parametrize("name", ["get_current_device", "get_current_stream"])
@@ -275,24 +296,26 @@ def test_private_names_of_the_driver(name, device):
 def test_a_call_that_does_more_than_launch_is_not_kept(device, monkeypatch):
     """Here it copies what has too large strides, and zeros the infos of empty matrices."""
     monkeypatch.setattr(triton_backend, "_within_32_bits", torch.clone)
-    launches(device, "factor", arguments("factor", 4, 3))
-    for _ in range(2):
+    for _ in range(3):
+        launches(device, "factor", arguments("factor", 4, 3))
         assert not torch.ops.triton_lu.factor(torch.ones(4, 0, 3))[2].any()
-    assert not registration.prepared_calls
+    assert not number_of_prepared()
 
 
 def test_tensors_that_a_kernel_takes_in_another_form(device, monkeypatch):
     """Are none that a prepared call could replace."""
     other, strided = namedtuple("Other", Strided._fields), launch._strided
     monkeypatch.setattr(launch, "_strided", lambda *args: other(*strided(*args)))
-    launches(device, "vjp", arguments("vjp", 4, 4))
-    assert not registration.prepared_calls
+    for _ in range(3):
+        launches(device, "vjp", arguments("vjp", 4, 4))
+    assert not number_of_prepared()
 
 
 def test_what_is_kept_is_limited(device, monkeypatch):
     monkeypatch.setattr(registration, "MOST", 3)
     for batch in range(1, 9):
-        launches(device, "vjp", arguments("vjp", 4, 4, batch=batch))
+        for _ in range(3):
+            launches(device, "vjp", arguments("vjp", 4, 4, batch=batch))
         assert 1 <= len(registration.prepared_calls) <= 3
 
 
@@ -304,14 +327,13 @@ def test_no_tensor_is_kept(device):
         return sum(type(x) is torch.Tensor for x in gc.get_objects())
 
     before = tensors()
-    launches(device, *call)
-    assert len(registration.prepared_calls) == 1
+    prepared(device, *call)
     assert tensors() == before
 
 
 def test_the_stream_is_that_of_the_call(device, monkeypatch):
     call = ("vjp", arguments("vjp", 4, 4))
-    launches(device, *call)
+    prepared(device, *call)
     for stream in (5, 6):
         monkeypatch.setattr(device, "get_current_stream", lambda number, stream=stream: stream)
         (found,) = launches(device, *call)
@@ -320,7 +342,7 @@ def test_the_stream_is_that_of_the_call(device, monkeypatch):
 
 def test_the_device_is_that_of_the_tensors(device, monkeypatch):
     call = ("vjp", arguments("vjp", 4, 4))
-    launches(device, *call)
+    prepared(device, *call)
     entered = []
 
     @contextmanager
@@ -357,4 +379,4 @@ def test_threads(device):
     with ThreadPoolExecutor(len(own)) as pool:
         found = list(pool.map(work, own))
     assert found == [[expected] * 50] * len(own)
-    assert len(registration.prepared_calls) == 3
+    assert number_of_prepared() == 3
