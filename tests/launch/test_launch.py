@@ -302,6 +302,17 @@ def test_a_call_that_does_more_than_launch_is_not_kept(device, monkeypatch):
     assert not number_of_prepared()
 
 
+def test_a_call_that_fills_what_it_allocates_is_not_kept(device, monkeypatch):
+    def zeros(A):
+        return torch.empty_like(A).zero_()
+
+    monkeypatch.setattr(triton_backend, "empty_row_major", zeros)
+    for _ in range(3):
+        launches(device, "vjp", arguments("vjp", 4, 4))
+        assert not torch.ops.triton_lu.vjp(*arguments("vjp", 4, 4)).any()
+    assert not number_of_prepared()
+
+
 def test_tensors_that_a_kernel_takes_in_another_form(device, monkeypatch):
     """Are none that a prepared call could replace."""
     other, strided = namedtuple("Other", Strided._fields), launch._strided
