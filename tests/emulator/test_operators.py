@@ -183,7 +183,7 @@ TABLE = """
     curvature complex128 70   40      2  column    row       sm_80
 """
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-REGIMES = ["warp", "halves", "tile", "sweep", "factor", "products"]
+REGIMES = ["warp", "two_by_two", "tile", "sweep", "factor", "curvature"]
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,13 @@ class Case:
 
     @property
     def regime(self):
-        if isinstance(self.plan, plan.Warp) and max(self.m, self.n) > 16:
-            return "halves"
         regimes = {
             plan.Warp: "warp",
+            plan.TwoByTwo: "two_by_two",
             plan.Tile: "tile",
             plan.Sweep: "sweep",
             plan.Factor: "factor",
-            plan.Curvature: "products",
+            plan.Curvature: "curvature",
         }
         return regimes[type(self.plan)]
 
@@ -231,7 +230,7 @@ class Case:
     def completed(self):
         """The size to which the kernel completes the matrix, or its blocks."""
         largest = max(self.m, self.n)
-        return self.plan.block if self.regime in ("sweep", "products") else max(2, 1 << (largest - 1).bit_length())
+        return self.plan.block if self.regime in ("sweep", "curvature") else max(2, 1 << (largest - 1).bit_length())
 
     @property
     def kernel(self):
@@ -261,7 +260,7 @@ CASES = [Case.parse(line) for line in TABLE.splitlines()[2:] if line]
 @pytest.mark.parametrize("regime", REGIMES)
 def test_table_covers_every_feature(regime, dtype):
     expected = {"square", "tall", "wide", "ragged", "full", "X by row", "X by column", "X by expanded"}
-    several = {"factor": ["factor"], "products": ["curvature"], "warp": ["vjp", "jvp", "curvature"]}
+    several = {"factor": ["factor"], "curvature": ["curvature"], "warp": ["vjp", "jvp", "curvature"]}
     operators = several.get(regime, ["vjp", "jvp"])
     expected |= {f"{name} on {target}" for name in operators for target in TARGETS}
     if regime != "factor":
@@ -360,31 +359,31 @@ def test_batch_of_two_dimensions(case):
         assert torch.equal(x, y[:, None].expand_as(x))
 
 
-PLANTED = {
-    "vjp_kernel": "vjp float32 13 9 17 column expanded sm_80",
-    "jvp_kernel": "jvp float32 7 5 33 column row sm_80",
-    "vjp_halves_kernel": "vjp float32 17 25 3 expanded expanded sm_90",
-    "jvp_halves_kernel": "jvp float32 31 18 1 column row sm_80",
-    "vjp_tile_kernel": "vjp complex128 17 65 2 expanded row sm_80",
-    "jvp_tile_kernel": "jvp complex128 40 36 2 row expanded sm_80",
-    "prepare_kernel": "jvp float32 133 70 2 row column sm_90",
-    "step_kernel": "jvp float32 133 70 2 row column sm_90",
-    "factor_kernel": "factor float32 8 5 33 - expanded sm_80",
-    "curvature_kernel": "curvature float32 5 8 33 row expanded sm_80",
-    "curvature_products_kernel": "curvature float32 70 133 2 column row sm_90",
-}
-"""A case of the table for each kernel, ragged, with several warps where the plan has them."""
-ONE_WARP = ("vjp_halves_kernel", "jvp_halves_kernel", "prepare_kernel")  # which needs no barriers
+PLANTED = [
+    ("warp_kernel", "vjp float32 13 9 17 column expanded sm_80"),
+    ("warp_kernel", "jvp float32 7 5 33 column row sm_80"),
+    ("warp_kernel", "curvature float32 5 8 33 row expanded sm_80"),
+    ("two_by_two_kernel", "vjp float32 17 25 3 expanded expanded sm_90"),
+    ("two_by_two_kernel", "jvp float32 31 18 1 column row sm_80"),
+    ("tile_kernel", "vjp complex128 17 65 2 expanded row sm_80"),
+    ("tile_kernel", "jvp complex128 40 36 2 row expanded sm_80"),
+    ("prepare_kernel", "jvp float32 133 70 2 row column sm_90"),
+    ("step_kernel", "jvp float32 133 70 2 row column sm_90"),
+    ("factor_kernel", "factor float32 8 5 33 - expanded sm_80"),
+    ("curvature_kernel", "curvature float32 70 133 2 column row sm_90"),
+]
+"""Cases of the table for each kernel and map, ragged, with several warps where the plan has them."""
+ONE_WARP = ("two_by_two_kernel", "prepare_kernel")  # which needs no barriers
 
 
 @pytest.mark.parametrize(
-    ("kernel", "fault"),
-    [(kernel, fault) for kernel in PLANTED for fault in FAULTS if kernel not in ONE_WARP or "masks" in fault],
+    ("kernel", "line", "fault"),
+    [(*planted, fault) for planted in PLANTED for fault in FAULTS if planted[0] not in ONE_WARP or "masks" in fault],
 )
-def test_planted_fault_is_found(kernel, fault):
+def test_planted_fault_is_found(kernel, line, fault):
     """The checks above can fail, and do when any kernel is without its barriers or without its masks."""
     edit, finding = FAULTS[fault]
-    case = Case.parse(PLANTED[kernel])
+    case = Case.parse(line)
     assert case in CASES
     with pytest.raises(AssertionError, match=finding):
         check(case, edit_ptx=lambda ptx: edit(ptx) if f".entry {kernel}" in ptx else ptx)
