@@ -5,8 +5,12 @@ in `tests/launch` are compiled too; `tests/test_launches.py` runs them in a proc
 """
 
 import os
+import tempfile
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # whatever other versions have compiled and kept stays out of it
+    _cache = tempfile.TemporaryDirectory()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _cache.name
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import pytest

@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_lu
-from triton_lu import calibration, hardware, ops, plan
+from triton_lu import aten_backend, calibration, hardware, ops, plan
 from triton_lu.__main__ import main
 from triton_lu._backend import current
 from triton_lu.bench import calibrate, machine, plot, run, timing
@@ -687,7 +687,10 @@ def test_kernels_and_aten_are_what_is_timed(monkeypatch):
         function()
         return lambda: 1.0
 
-    monkeypatch.setattr(ops.Operator, "by_kernel", lambda *_, on_cuda: choices.append(current()) or False)
+    monkeypatch.setattr(ops.Operator, "by_kernel", lambda *_, on_cuda: False)
+    for name in calibration.KERNELS:
+        function = getattr(aten_backend, name)
+        monkeypatch.setattr(aten_backend, name, lambda *args, f=function: choices.append(current()) or f(*args))
     dict(calibrate.kernel_sizes(CPU, clockmaker, 0))
     assert choices == ["triton", "aten"] * 4
 

@@ -16,6 +16,7 @@ from torch.linalg import lu_factor as imported_before
 from torch.utils.checkpoint import checkpoint
 
 import triton_lu
+from triton_lu._install import TAG
 from triton_lu.bench.timing import peak_bytes
 
 FUNCTIONS = {
@@ -337,7 +338,7 @@ def test_install_and_uninstall_any_number_of_times():
         triton_lu.install()
         triton_lu.install()
         assert runs_here(torch.linalg.lu_factor, A)
-        assert torch.compiler.config.cache_key_tag == tag + "[triton_lu.install]"
+        assert torch.compiler.config.cache_key_tag == tag + TAG
         triton_lu.uninstall()
         triton_lu.uninstall()
         assert not runs_here(torch.linalg.lu_factor, A)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from triton_lu import linalg, ops, plan
+from triton_lu._version import __version__
 from triton_lu.autograd_key import is_differentiated
 from triton_lu.validation import DTYPES
 
-TAG = "[triton_lu.install]"
+TAG = f"[triton_lu.install {__version__}]"
 
 _library: torch.library.Library | None = None
 _lock = Lock()
