@@ -57,6 +57,15 @@ def multiply(a, b):
 
 
 @triton.jit
+def scale(a, factor):
+    """a times a real."""
+    result = ()
+    for component in tl.static_range(len(a)):
+        result += (a[component] * factor,)
+    return result
+
+
+@triton.jit
 def multiply_add(a, b, c):
     """a b + c"""
     if len(a) == 1:
@@ -86,7 +95,7 @@ def divide(a, b):
     if len(a) == 1:
         return (a[0] / b[0],)
     else:
-        scale = _inverse_power_of_two(tl.maximum(tl.abs(b[0]), tl.abs(b[1])))
+        scale = inverse_power_of_two(tl.maximum(tl.abs(b[0]), tl.abs(b[1])))
         re = b[0] * scale
         im = b[1] * scale
         product = multiply((a[0] * scale, a[1] * scale), (re, -im))
@@ -95,7 +104,7 @@ def divide(a, b):
 
 
 @triton.jit
-def _inverse_power_of_two(a):
+def inverse_power_of_two(a):
     """A power of two that brings a > 0 between 1 and 4, or below 2 if it is denormal: the exponent's bits mirrored."""
     if a.dtype == tl.float64:
         bits = a.to(tl.int64, bitcast=True) & 0x7FF0000000000000
