@@ -26,14 +26,12 @@ from . import blocks, field, launch, layout, panel
 
 
 @triton.jit
-def _load(source, rows, there, col, end, COLS: tl.constexpr):
-    """Columns from `col` to `end` of the rows given, as far as they are there, of source = (pointer, stride of the rows,
-    COMPONENTS), row-major; zeros elsewhere."""
-    ptr, stride = source[:2]
-    COMPONENTS: tl.constexpr = source[2]
+def _load(x, rows, there, col, end, COLS: tl.constexpr, COMPONENTS: tl.constexpr):
+    """Columns from `col` to `end` of the rows given, as far as they are there, of x = (pointer, stride of the rows), by
+    rows; zeros elsewhere."""
     real = tl.arange(0, COLS * COMPONENTS)
     mask = there[:, None] & (col + real // COMPONENTS < end)[None, :]
-    reals = tl.load(ptr + rows[:, None] * stride + (col * COMPONENTS + real)[None, :], mask, other=0.0)
+    reals = tl.load(x[0] + rows[:, None] * x[1] + (col * COMPONENTS + real)[None, :], mask, other=0.0)
     if COMPONENTS == 1:
         return (reals,)
     else:
@@ -42,17 +40,16 @@ def _load(source, rows, there, col, end, COLS: tl.constexpr):
 
 
 @triton.jit
-def _store(target, tile, rows, there, col, end):
+def _store(x, tile, rows, there, col, end):
     """`_load` the other way."""
-    ptr, stride = target[:2]
-    COMPONENTS: tl.constexpr = target[2]
+    COMPONENTS: tl.constexpr = len(tile)
     COLS: tl.constexpr = tile[0].shape[1]
     real = tl.arange(0, COLS * COMPONENTS)
     mask = there[:, None] & (col + real // COMPONENTS < end)[None, :]
     reals = tile[0]
     if COMPONENTS == 2:
         reals = tl.reshape(tl.join(tile[0], tile[1]), (rows.shape[0], COLS * 2))
-    tl.store(ptr + rows[:, None] * stride + (col * COMPONENTS + real)[None, :], reals, mask)
+    tl.store(x[0] + rows[:, None] * x[1] + (col * COMPONENTS + real)[None, :], reals, mask)
 
 
 @triton.jit
@@ -92,13 +89,13 @@ def _factor_panel(
     BLOCK: tl.constexpr,
     PANEL: tl.constexpr,
     WARPS: tl.constexpr,
+    COMPONENTS: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
     """Factors columns from k to `end`, PANEL at most, at positions from k on: from `source` to `work`, L^-1 to `inverse`.
 
     Returns the positions chosen, counted from k, and the first step with a zero pivot, or PANEL.
     """
-    COMPONENTS: tl.constexpr = work[2]
     CHUNK: tl.constexpr = WARPS * 32
     CHUNKS: tl.constexpr = ROWS // CHUNK
     index = tl.arange(0, CHUNK)
@@ -112,7 +109,7 @@ def _factor_panel(
         start = tl.where(there, row * ROWS, -2 * PANEL * ROWS) + row
         place += (tl.reshape(start, (WARPS, 32)),)
     for q in tl.static_range(CHUNKS):
-        tile = _load(source, rows[q], k + q * CHUNK + index < m, k, end, PANEL)
+        tile = _load(source, rows[q], k + q * CHUNK + index < m, k, end, PANEL, COMPONENTS)
         chunks += (layout.unstack(layout.reshape(tile, (WARPS, 32, PANEL))),)
     columns = ()
     for j in tl.static_range(PANEL):
@@ -144,12 +141,13 @@ def _factor_panel(
 
 
 @triton.jit
-def _extend(work, order, inverse, k, row, end, BLOCK: tl.constexpr, PANEL: tl.constexpr):
+def _extend(
+    work, order, inverse, k, row, end, COMPONENTS: tl.constexpr, BLOCK: tl.constexpr, PANEL: tl.constexpr
+):
     """Rows of L11^-1 from `row` to `end`, PANEL at most, of a block of columns that begins at k: from the rows above and
     from the panel's own inverse."""
-    COMPONENTS: tl.constexpr = work[2]
     index = row + tl.arange(0, PANEL)
-    L = _load(work, tl.load(order + k + index, index < end, other=0), index < end, k, k + row, BLOCK)
+    L = _load(work, tl.load(order + k + index, index < end, other=0), index < end, k, k + row, BLOCK, COMPONENTS)
     own = _load_inverse(inverse, row, row, end, PANEL, PANEL, COMPONENTS, BLOCK, PANEL)
     for col in tl.range(0, row, PANEL, num_stages=1):
         above = _load_inverse(inverse, 0, col, row, BLOCK, PANEL, COMPONENTS, BLOCK, PANEL)
@@ -192,26 +190,25 @@ def _update(
 ):
     """COLS columns from `col` on, below `cols_end`, after the block of WIDTH columns from k to `block_end`: the rows of U
     go to LU if `writes`, what is left of the rows at positions from `first` to `rows_end` goes to `work`."""
-    COMPONENTS: tl.constexpr = work[2]
+    COMPONENTS: tl.constexpr = LU[4]
     index = k + tl.arange(0, WIDTH)
     there = index < tl.minimum(block_end, m)
-    A12 = _load(source, tl.load(order + index, there, other=0), there, col, cols_end, COLS)
+    A12 = _load(source, tl.load(order + index, there, other=0), there, col, cols_end, COLS, COMPONENTS)
     scale, back = _scaling(A12)
     L11_inverse = _load_inverse(inverse, 0, 0, block_end - k, WIDTH, WIDTH, COMPONENTS, BLOCK, PANEL)
     U12 = field.dot(L11_inverse, field.scale(A12, scale))
     if writes:
-        part = LU[:2] + ((tl.minimum(block_end, m), cols_end),) + LU[3:]
-        blocks.store(part, field.scale(U12, back), k, col)
+        blocks.store(LU[:2] + ((tl.minimum(block_end, m), cols_end),) + LU[3:], field.scale(U12, back), k, col)
     for position in tl.range(first, rows_end, ROWS, num_stages=1):
-        index = position + tl.arange(0, ROWS)
-        there = index < rows_end
-        rows = tl.load(order + index, there, other=0)
-        A22 = _load(source, rows, there, col, cols_end, COLS)
-        product = field.dot(_load(work, rows, there, k, block_end, WIDTH), U12)
+        below = position + tl.arange(0, ROWS)
+        exist = below < rows_end
+        rows = tl.load(order + below, exist, other=0)
+        A22 = _load(source, rows, exist, col, cols_end, COLS, COMPONENTS)
+        product = field.dot(_load(work, rows, exist, k, block_end, WIDTH, COMPONENTS), U12)
         left = ()
         for c in tl.static_range(COMPONENTS):
             left += (tl.fma(product[c], -back, A22[c]),)
-        _store(work, left, rows, there, col, cols_end)
+        _store(work, left, rows, exist, col, cols_end)
 
 
 @triton.jit
@@ -244,7 +241,7 @@ def _factor_block(
         own_inverse = inverse + (p - k) * (BLOCK + 1)
         left = _either(p == 0, source, work)
         chosen, first_zero = _factor_panel(
-            left, work, order, scratch, own_inverse, m, p, panel_end, PANEL_ROWS, BLOCK, PANEL, WARPS, PIVOT
+            left, work, order, scratch, own_inverse, m, p, panel_end, PANEL_ROWS, BLOCK, PANEL, WARPS, LU[4], PIVOT
         )
         tl.store(pivots[0] + (p + steps).to(tl.int64) * pivots[1], chosen + p + 1, p + steps < panel_end)
         info = tl.where((info == 0) & (first_zero < PANEL), p + first_zero + 1, info)
@@ -271,15 +268,15 @@ def _factor_block(
                     ROWS,
                 )
             if (end < shape[1]) & (p > k):
-                _extend(work, order, inverse, k, p - k, panel_end - k, BLOCK, PANEL)
+                _extend(work, order, inverse, k, p - k, panel_end - k, LU[4], BLOCK, PANEL)
             tl.debug_barrier()
     return info
 
 
 @triton.jit
 def _either(condition, first, second):
-    """One of two matrices, each (pointer, stride, COMPONENTS)."""
-    return (tl.where(condition, first[0], second[0]), tl.where(condition, first[1], second[1]), first[2])
+    """One of two matrices, each (pointer, stride)."""
+    return tl.where(condition, first[0], second[0]), tl.where(condition, first[1], second[1])
 
 
 @triton.jit
@@ -287,7 +284,7 @@ def _finish(work, LU, order, m, col, end, row, PANEL: tl.constexpr, ROWS: tl.con
     """ROWS rows of a panel of L, and of U's diagonal block, to their place."""
     index = row + tl.arange(0, ROWS)
     there = index < m
-    tile = _load(work, tl.load(order + index, there, other=0), there, col, end, PANEL)
+    tile = _load(work, tl.load(order + index, there, other=0), there, col, end, PANEL, LU[4])
     blocks.store(LU[:2] + ((m, end),) + LU[3:], tile, row, col)
 
 
@@ -302,15 +299,10 @@ def _start(strides, number, shape):
 
 
 @triton.jit
-def _places(
-    LU_ptr, A_ptr, work_ptr, order_ptr, LU_strides, A_strides, shape, stride, size, number, COMPONENTS: tl.constexpr, LU_BY_COLUMN: tl.constexpr
-):
-    """What every kernel knows of the matrix of that number: A, work, LU, order."""
-    source = (A_ptr + _start(A_strides, number, shape) * COMPONENTS, A_strides[1] * COMPONENTS, COMPONENTS)
-    work = (work_ptr + number * size, stride, COMPONENTS)
-    batch = layout.batch_index(number + tl.arange(0, 1), shape)
-    LU = (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True)
-    return source, work, LU, order_ptr + number * shape[0]
+def _places(A_ptr, work_ptr, order_ptr, A_strides, shape, stride, size, number, COMPONENTS: tl.constexpr):
+    """A and `work`, each (pointer, stride of the rows), and `order` of the matrix of that number."""
+    A = (A_ptr + _start(A_strides, number, shape) * COMPONENTS, A_strides[1] * COMPONENTS)
+    return A, (work_ptr + number * size, stride), order_ptr + number * shape[0]
 
 
 @triton.jit
@@ -340,9 +332,8 @@ def whole_kernel(
     PIVOT: tl.constexpr,
 ):
     number = tl.program_id(0).to(tl.int64)
-    source, work, LU, order = _places(
-        LU_ptr, A_ptr, work_ptr, order_ptr, LU_strides, A_strides, shape, stride, size, number, COMPONENTS, LU_BY_COLUMN
-    )
+    source, work, order = _places(A_ptr, work_ptr, order_ptr, A_strides, shape, stride, size, number, COMPONENTS)
+    batch = layout.batch_index(number + tl.arange(0, 1), shape)
     m = shape[0]
     n = shape[1]
     scratch = work[0] + m * stride
@@ -355,18 +346,18 @@ def whole_kernel(
     for k in tl.range(0, tl.minimum(m, n), BLOCK, num_stages=1):
         end = tl.minimum(k + BLOCK, tl.minimum(m, n))
         info = _factor_block(
-            source, work, LU, pivots, info, order, scratch, inverse, shape, k, end, PANEL_ROWS, BLOCK, PANEL, INNER, ROWS, WARPS, PIVOT
+            source, work, (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True), pivots, info, order, scratch, inverse, shape, k, end, PANEL_ROWS, BLOCK, PANEL, INNER, ROWS, WARPS, PIVOT
         )
         for col in tl.range(end, n, COLS, num_stages=1):
             _update(
-                _either(k == 0, source, work), work, LU, order, inverse, m, k, end, col, n, end, m, True, BLOCK, PANEL, BLOCK, COLS, ROWS
+                _either(k == 0, source, work), work, (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True), order, inverse, m, k, end, col, n, end, m, True, BLOCK, PANEL, BLOCK, COLS, ROWS
             )
         tl.debug_barrier()
     tl.store(infos_ptr + _start(infos_strides, number, shape), info)
     for col in tl.range(0, tl.minimum(m, n), PANEL, num_stages=1):
         end = tl.minimum(col + PANEL, tl.minimum(m, n))
         for row in tl.range(col, m, FINISH_ROWS, num_stages=1):
-            _finish(work, LU, order, m, col, end, row, PANEL, FINISH_ROWS)
+            _finish(work, (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True), order, m, col, end, row, PANEL, FINISH_ROWS)
 
 
 FINISH_ROWS: tl.constexpr = tl.constexpr(64)
@@ -399,9 +390,8 @@ def block_kernel(
     PIVOT: tl.constexpr,
 ):
     number = tl.program_id(0).to(tl.int64)
-    source, work, LU, order = _places(
-        LU_ptr, A_ptr, work_ptr, order_ptr, LU_strides, A_strides, shape, stride, size, number, COMPONENTS, LU_BY_COLUMN
-    )
+    source, work, order = _places(A_ptr, work_ptr, order_ptr, A_strides, shape, stride, size, number, COMPONENTS)
+    batch = layout.batch_index(number + tl.arange(0, 1), shape)
     m = shape[0]
     inverse = work[0] + m * stride
     scratch = inverse + BLOCK * BLOCK * COMPONENTS
@@ -416,7 +406,7 @@ def block_kernel(
         info = tl.load(info_ptr)
     end = tl.minimum(k + BLOCK, tl.minimum(m, shape[1]))
     info = _factor_block(
-        source, work, LU, pivots, info, order, scratch, inverse, shape, k, end, PANEL_ROWS, BLOCK, PANEL, INNER, ROWS, WARPS, PIVOT
+        source, work, (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True), pivots, info, order, scratch, inverse, shape, k, end, PANEL_ROWS, BLOCK, PANEL, INNER, ROWS, WARPS, PIVOT
     )
     tl.store(info_ptr, info)
 
@@ -448,15 +438,14 @@ def update_kernel(
     tasks = below * tl.cdiv(n - end, COLS)
     number = (tl.program_id(0) // tasks).to(tl.int64)
     task = tl.program_id(0) % tasks
-    source, work, LU, order = _places(
-        LU_ptr, A_ptr, work_ptr, order_ptr, LU_strides, A_strides, shape, stride, size, number, COMPONENTS, LU_BY_COLUMN
-    )
+    source, work, order = _places(A_ptr, work_ptr, order_ptr, A_strides, shape, stride, size, number, COMPONENTS)
+    batch = layout.batch_index(number + tl.arange(0, 1), shape)
     inverse = work[0] + m * stride
     first = end + task % below * SPAN
     _update(
         _either(k == 0, source, work),
         work,
-        LU,
+        (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True),
         order,
         inverse,
         m,
@@ -493,12 +482,11 @@ def finish_kernel(
     k = tl.minimum(shape[0], shape[1])
     panels = tl.cdiv(k, PANEL)
     number = (tl.program_id(0) // panels).to(tl.int64)
-    _, work, LU, order = _places(
-        LU_ptr, A_ptr, work_ptr, order_ptr, LU_strides, A_strides, shape, stride, size, number, COMPONENTS, LU_BY_COLUMN
-    )
+    _, work, order = _places(A_ptr, work_ptr, order_ptr, A_strides, shape, stride, size, number, COMPONENTS)
+    batch = layout.batch_index(number + tl.arange(0, 1), shape)
     col = tl.program_id(0) % panels * PANEL
     for row in tl.range(col, shape[0], FINISH_ROWS, num_stages=1):
-        _finish(work, LU, order, shape[0], col, tl.minimum(col + PANEL, k), row, PANEL, FINISH_ROWS)
+        _finish(work, (LU_ptr, LU_strides, shape, batch, COMPONENTS, LU_BY_COLUMN, True), order, shape[0], col, tl.minimum(col + PANEL, k), row, PANEL, FINISH_ROWS)
 
 
 def workspace(A, *, block, panel, num_warps, **_):
@@ -525,7 +513,7 @@ def _size(m, n, components, block, panel, num_warps):
     return m * _stride(n, components) + components * (_panel_rows(m, num_warps) * panel + block * block)
 
 
-def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows, num_warps, span=None):
+def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows, num_warps, registers=255, span=None):
     """Writes the packed factors of A, pivots and infos: `factor.factor` for any m and n.
 
     The rows of A are contiguous. `work` and `order` are those of `workspace` and hold nothing of use afterwards. Options:
@@ -549,7 +537,7 @@ def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows
     args = (*common, pivots, infos, *others)
     constants = {"BLOCK": block, "PANEL": panel, "INNER": max(panel, launch.power_of_two(block - panel))}
     about = {"COMPONENTS": components, "LU_BY_COLUMN": launch.by_column(LU)}
-    options = {"num_stages": 1}
+    options = {"num_stages": 1, "maxnreg": registers}
     if span is None:
         first = {"PANEL_ROWS": _panel_rows(m, num_warps)}
         last = {"COLS": cols, "ROWS": rows, "WARPS": num_warps, **about, "PIVOT": pivot}
