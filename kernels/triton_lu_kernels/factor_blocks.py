@@ -196,7 +196,8 @@ def _update(
     A12 = _load(source, tl.load(order + index, there, other=0), there, col, cols_end, COLS, COMPONENTS)
     scale, back = _scaling(A12)
     L11_inverse = _load_inverse(inverse, 0, 0, block_end - k, WIDTH, WIDTH, COMPONENTS, BLOCK, PANEL)
-    U12 = field.dot(L11_inverse, field.scale(A12, scale))
+    U12 = field.dot_parts(field.parts(L11_inverse), field.parts(field.scale(A12, scale)))
+    U12_parts = field.parts(U12)
     if writes:
         blocks.store(LU[:2] + ((tl.minimum(block_end, m), cols_end),) + LU[3:], field.scale(U12, back), k, col)
     for position in tl.range(first, rows_end, ROWS, num_stages=1):
@@ -204,7 +205,7 @@ def _update(
         exist = below < rows_end
         rows = tl.load(order + below, exist, other=0)
         A22 = _load(source, rows, exist, col, cols_end, COLS, COMPONENTS)
-        product = field.dot(_load(work, rows, exist, k, block_end, WIDTH, COMPONENTS), U12)
+        product = field.dot_parts(field.parts(_load(work, rows, exist, k, block_end, WIDTH, COMPONENTS)), U12_parts)
         left = ()
         for c in tl.static_range(COMPONENTS):
             left += (tl.fma(product[c], -back, A22[c]),)

@@ -146,6 +146,39 @@ def dot(a, b):
 
 
 @triton.jit
+def parts(b):
+    """b as a sum of numbers whose products tensor cores find exactly: float32 in two, the first rounded to 11 bits."""
+    result = ()
+    for component in tl.static_range(len(b)):
+        if b[component].dtype == tl.float64:
+            result += ((b[component],),)
+        else:
+            high = ((b[component].to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+            result += ((high, b[component] - high),)
+    return result
+
+
+@triton.jit
+def dot_parts(a, b):
+    """The matrix product of a and b, both in `parts`."""
+    if len(a) == 1:
+        return (_dot_parts(a[0], b[0]),)
+    else:
+        re = _dot_parts(a[0], b[0]) - _dot_parts(a[1], b[1])
+        return (re, _dot_parts(a[0], b[1]) + _dot_parts(a[1], b[0]))
+
+
+@triton.jit
+def _dot_parts(a, b):
+    if len(a) == 1:
+        return tl.dot(a[0], b[0], input_precision="ieee", out_dtype=a[0].dtype)
+    else:
+        product = tl.dot(a[1], b[0], input_precision="tf32")
+        product = tl.dot(a[0], b[1], product, input_precision="tf32")
+        return tl.dot(a[0], b[0], product, input_precision="tf32")
+
+
+@triton.jit
 def _dot(a, b):
     """A product of reals, in their own precision: on tensor cores float32 takes three products of its parts."""
     PRECISION: tl.constexpr = "ieee" if a.dtype == tl.float64 else "tf32x3"

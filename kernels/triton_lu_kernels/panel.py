@@ -80,15 +80,23 @@ def _find_pivot(column, place):
         key = _words(field.modulus(column[q]))
         words += ((key[0] | (place[q] >> 31),) + key[1:],)
     largest, first = _largest(words, place, 1)
-    # What each warp found goes to all of them.
-    warps = tl.arange(0, WARPS)
-    exchanged = ()
-    for i in tl.static_range(len(largest)):
-        exchanged += (tl.gather(largest[i], warps, 0) if WARPS > 1 else largest[i],)
     if WARPS > 1:
-        first = tl.gather(first, warps, 0)
-    largest, first = _largest((exchanged,), (first,), 0)
+        if len(largest) == 2:
+            largest = _to_all_warps(largest[0], largest[1])
+            first, _ = _to_all_warps(first, first)
+        else:
+            most, first = _to_all_warps(largest[0], first)
+            largest = (most,)
+    largest, first = _largest((largest,), (first,), 0)
     return _modulus(largest), first
+
+
+@triton.jit
+def _to_all_warps(a, b):
+    """Two words of every warp [WARPS], exchanged at once: [32], again and again, for the sake of that instruction."""
+    pair = (a.to(tl.int64) << 32) | (b.to(tl.int64) & 0xFFFFFFFF)
+    pair = tl.gather(pair, tl.arange(0, 32) % a.shape[0], 0)
+    return (pair >> 32).to(tl.int32), pair.to(tl.int32)
 
 
 @triton.jit
@@ -120,26 +128,21 @@ def _join(reals):
 
 
 @triton.jit
-def _scalars(x):
-    """The entries of a vector, one by one."""
-    C: tl.constexpr = x.shape[0]
-    if C == 1:
-        return (tl.sum(x, 0),)
-    else:
-        left, right = tl.split(tl.permute(tl.reshape(x, (2, C // 2)), (1, 0)))
-        return _scalars(left) + _scalars(right)
-
-
-@triton.jit
 def _row(columns, row):
-    """A row of the panel, known to all threads."""
+    """The entries [WARPS, 1] of a row of the panel, known to all threads."""
     WARPS: tl.constexpr = columns[0][0][0].shape[0]
     COMPONENTS: tl.constexpr = len(columns[0][0])
-    lane = tl.full((WARPS, 1), 0, tl.int32) + row % 32
-    reals = _pick(columns, row // (32 * WARPS), lane, 0, len(columns[0]))
-    if WARPS > 1:  # one exchange between the warps for all of them
+    SHAPE: tl.constexpr = (WARPS, 1)
+    reals = _pick(columns, row // (32 * WARPS), tl.full(SHAPE, 0, tl.int32) + row % 32, 0, len(columns[0]))
+    if WARPS > 1:
+        # An exchange of all of them, a real per lane as far as there are, which then goes to the other lanes.
         C: tl.constexpr = len(reals)
-        reals = _scalars(tl.reshape(tl.gather(_join(reals), tl.full((1, C), 0, tl.int32) + row // 32 % WARPS, 0), (C,)))
+        LANES: tl.constexpr = 32 if C < 32 else C
+        of_warp = _join(reals * (LANES // C))
+        of_warp = tl.gather(of_warp, tl.full((WARPS, LANES), 0, tl.int32) + row // 32 % WARPS, 0)
+        reals = ()
+        for i in tl.static_range(C):
+            reals += (tl.gather(of_warp, tl.full(SHAPE, i, tl.int32), 1),)
     entries = ()
     for j in tl.static_range(len(columns)):
         entries += (reals[j * COMPONENTS : (j + 1) * COMPONENTS],)
