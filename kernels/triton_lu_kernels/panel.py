@@ -128,21 +128,26 @@ def _join(reals):
 
 
 @triton.jit
+def _scalars(x):
+    """The entries of a vector, one by one."""
+    C: tl.constexpr = x.shape[0]
+    if C == 1:
+        return (tl.sum(x, 0),)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(x, (2, C // 2)), (1, 0)))
+        return _scalars(left) + _scalars(right)
+
+
+@triton.jit
 def _row(columns, row):
-    """The entries [WARPS, 1] of a row of the panel, known to all threads."""
+    """A row of the panel, known to all threads."""
     WARPS: tl.constexpr = columns[0][0][0].shape[0]
     COMPONENTS: tl.constexpr = len(columns[0][0])
-    SHAPE: tl.constexpr = (WARPS, 1)
-    reals = _pick(columns, row // (32 * WARPS), tl.full(SHAPE, 0, tl.int32) + row % 32, 0, len(columns[0]))
-    if WARPS > 1:
-        # An exchange of all of them, a real per lane as far as there are, which then goes to the other lanes.
+    lane = tl.full((WARPS, 1), 0, tl.int32) + row % 32
+    reals = _pick(columns, row // (32 * WARPS), lane, 0, len(columns[0]))
+    if WARPS > 1:  # one exchange between the warps for all of them
         C: tl.constexpr = len(reals)
-        LANES: tl.constexpr = 32 if C < 32 else C
-        of_warp = _join(reals * (LANES // C))
-        of_warp = tl.gather(of_warp, tl.full((WARPS, LANES), 0, tl.int32) + row // 32 % WARPS, 0)
-        reals = ()
-        for i in tl.static_range(C):
-            reals += (tl.gather(of_warp, tl.full(SHAPE, i, tl.int32), 1),)
+        reals = _scalars(tl.reshape(tl.gather(_join(reals), tl.full((1, C), 0, tl.int32) + row // 32 % WARPS, 0), (C,)))
     entries = ()
     for j in tl.static_range(len(columns)):
         entries += (reals[j * COMPONENTS : (j + 1) * COMPONENTS],)
