@@ -547,7 +547,7 @@ def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows
     k = min(m, n)
     for j in range(0, k, block):
         panel_rows = _panel_rows(m - j, 4)
-        warps = min(num_warps, panel_rows // 64)
+        warps = min(num_warps, max(panel_rows // 64, 1))
         first = {"PANEL_ROWS": panel_rows}
         last = {"ROWS": max(rows, 16 * warps), "WARPS": warps, **about, "PIVOT": pivot}
         launch.run(block_kernel, batch_size, (*args, j), first | constants | last, num_warps=warps, **options)
