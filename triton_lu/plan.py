@@ -210,6 +210,19 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class FactorBlocks:
+    """Kernels of the factorization in blocks of columns: see `factor_blocks.factor`, whose options these are."""
+
+    block: int
+    cols: int
+    rows: int
+    num_warps: int
+    span: int | None = None
+    panel: int = 16
+    registers: int = 255
+
+
+@dataclass(frozen=True)
 class Tile:
     """A kernel of the tile regime: one matrix per program, diagonal blocks of that width, that many rows at a time.
 
@@ -303,7 +316,7 @@ _SWEEP = {
 }
 
 
-Kernel = Factor | Warp | TwoByTwo | Tile | Sweep | Curvature
+Kernel = Factor | FactorBlocks | Warp | TwoByTwo | Tile | Sweep | Curvature
 
 
 def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Kernel | None:
@@ -329,7 +342,7 @@ def kernel(name: str, m: int, n: int, dtype: torch.dtype, batch: int = 1) -> Ker
     """
     largest = max(m, n)
     if name == "factor":
-        return _factor(largest, dtype)
+        return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch)
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
     if name == "mixed":
@@ -401,6 +414,20 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
         return Factor(matrices=1, panel=2 if dtype == torch.complex64 else 4, num_warps=1)
     size = max(2, 1 << (largest - 1).bit_length())
     return Factor(matrices=128 // size, panel=1, num_warps=4)
+
+
+def _factor_blocks(largest: int, dtype: torch.dtype, batch: int) -> FactorBlocks | None:
+    """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`."""
+    if largest > 1024:
+        return None
+    wide = dtype.itemsize // 4  # words of a number
+    if largest > 256:
+        return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256)
+    if largest > 128:
+        return FactorBlocks(block=16, cols=128 // wide, rows=32, num_warps=4 if wide < 4 else 8)
+    if batch > 4 * PROGRAMS:
+        return FactorBlocks(block=16, cols=32 // wide, rows=32, num_warps=1 if wide == 1 else 2)
+    return FactorBlocks(block=16, cols=128 // wide, rows=32, num_warps=4)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
