@@ -206,13 +206,13 @@ def _extend(task, k, row, end, COMPONENTS: tl.constexpr, BLOCK: tl.constexpr, PA
 
 @triton.jit
 def _scaling(tile):
-    """A power of two that brings the largest number of a tile between 1 and 4, or below if all are denormal, and its
-    inverse."""
+    """A power of two that brings the largest number of a tile between 1 and 4, or below 1 if all are denormal, and its
+    inverse, no denormal number either."""
     largest = tl.abs(tile[0])
     if len(tile) == 2:
         largest = tl.maximum(largest, tl.abs(tile[1]))
-    scale = field.inverse_power_of_two(tl.max(tl.max(largest, 1), 0))
-    return scale, field.inverse_power_of_two(scale)
+    back = field.inverse_power_of_two(field.inverse_power_of_two(tl.max(tl.max(largest, 1), 0)))
+    return field.inverse_power_of_two(back), back
 
 
 @triton.jit
