@@ -190,11 +190,13 @@ def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
         column = columns[0]
         if PIVOT:
             modulus, pivot_place = _find_pivot(column, place)
-            entries = _row(columns, pivot_place & (ROWS - 1))
         else:
-            pivot_place = step * ROWS + step
-            entries = _row(columns, step)
+            pivot_place = tl.full((), 0, tl.int32) + step * (ROWS + 1)
+        entries = _row(columns, pivot_place & (ROWS - 1))
+        if not PIVOT:
             modulus = field.modulus(entries[0])
+            if WARPS == 1:
+                modulus = tl.sum(tl.sum(modulus, 1), 0)
         scale, inverse = _inverse(entries[0], modulus)
         first_zero = tl.where((modulus == 0.0) & (first_zero == COLUMNS), step, first_zero)
         chosen = tl.where(which == step, pivot_place // ROWS, chosen)

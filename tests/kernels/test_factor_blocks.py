@@ -207,12 +207,12 @@ def test_empty(shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
 def test_same_bits_in_any_batch(dtype):
-    """And with any number of warps, rows and columns at once: that may depend on the batch."""
+    """And with any number of warps, which may depend on the batch."""
     A = torch.randn(3, 36, 20, dtype=dtype)
     together = run(A)
     assert_same([x.flip(0) for x in run(A.flip(0))], together)
     assert_same(run(A[1:2]), [x[1:2] for x in together])
-    assert_same(run(A[1:2], num_warps=2, cols=32, rows=32), [x[1:2] for x in together])
+    assert_same(run(A[1:2], num_warps=2), [x[1:2] for x in together])
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_operator(shape, dtype):
     A = torch.randn(2, 1, *shape, dtype=dtype)
     expected = torch.linalg.lu_factor_ex(A)
     with triton_lu.backend("triton"):
-        views = [A, by_column(A), sliced(A), A.expand(2, 2, *shape), A[:, 0].unsqueeze(0)]
+        views = [A, by_column(A), sliced(A), A.expand(2, 2, *shape)]
         for LU, pivots, infos in map(torch.ops.triton_lu.factor, views):
             assert LU.stride()[-2:] == (1, shape[0])
             torch.testing.assert_close(LU, expected.LU.expand_as(LU))
@@ -232,7 +232,7 @@ def test_operator(shape, dtype):
 
 
 @pytest.mark.parametrize("pivot", [True, False])
-@pytest.mark.parametrize(("shape", "dtype"), [((35, 33), torch.float64), ((2, 34), torch.complex128)], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 34), torch.float64), ((34, 2), torch.complex128)], ids=str)
 def test_derivatives(shape, dtype, pivot):
     A = torch.randn(shape, dtype=dtype) + 2 * max(shape) * torch.eye(*shape, dtype=dtype)
     if pivot:
