@@ -417,17 +417,19 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
 
 
 def _factor_blocks(largest: int, dtype: torch.dtype, batch: int) -> FactorBlocks | None:
-    """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`."""
-    if largest > 1024:
+    """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`.
+
+    What a batch decides changes no bits. One warp per matrix serves where there are many, since its steps need no
+    barrier; four leave half of the time for a few.
+    """
+    words = dtype.itemsize // 4
+    if largest > (512 if dtype == torch.complex128 else 1024):
         return None
-    wide = dtype.itemsize // 4  # words of a number
-    if largest > 256:
-        return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256)
     if largest > 128:
-        return FactorBlocks(block=16, cols=128 // wide, rows=32, num_warps=4 if wide < 4 else 8)
-    if batch > 4 * PROGRAMS:
-        return FactorBlocks(block=16, cols=32 // wide, rows=32, num_warps=1 if wide == 1 else 2)
-    return FactorBlocks(block=16, cols=128 // wide, rows=32, num_warps=4)
+        return FactorBlocks(block=64, cols=64 // max(words // 2, 1), rows=64, num_warps=8, span=256)
+    many = batch > 4 * PROGRAMS
+    num_warps = 4 if not many else 1 if words == 1 else 2
+    return FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype) -> bool:
