@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
-from triton_lu_kernels import factor_blocks
+from triton_lu_kernels import factor_blocks, sweep, tile, two_by_two, warp
 from triton_lu_kernels import permutation as permutation_kernel
-from triton_lu_kernels import sweep, tile, two_by_two, warp
 
 from triton_lu import plan
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major

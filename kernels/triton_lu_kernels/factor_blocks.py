@@ -85,9 +85,8 @@ def _store(ptr, stride, tile, rows, exist, col, end):
     COMPONENTS: tl.constexpr = len(tile)
     real = tl.arange(0, tile[0].shape[1] * COMPONENTS)
     mask = exist[:, None] & (col + real // COMPONENTS < end)[None, :]
-    if COMPONENTS == 1:
-        reals = tile[0]
-    else:
+    reals = tile[0]
+    if COMPONENTS == 2:
         reals = tl.reshape(tl.join(tile[0], tile[1]), (rows.shape[0], real.shape[0]))
     tl.store(ptr + rows[:, None] * stride + (real + col * COMPONENTS)[None, :], reals, mask)
 
@@ -205,6 +204,19 @@ def _extend(task, k, row, end, COMPONENTS: tl.constexpr, BLOCK: tl.constexpr, PA
 
 
 @triton.jit
+def _store_LU(LU, tile, row, col, end_row, end_col):
+    """Rows below `end_row` and columns below `end_col` of a tile that begins at (row, col)."""
+    blocks.store(
+        layout.Matrix(
+            LU.pointer, LU.strides, LU.COMPONENTS, LU.BY_COLUMN, (end_row, end_col), LU.batch, LU.exists, True
+        ),
+        tile,
+        row,
+        col,
+    )
+
+
+@triton.jit
 def _scaling(tile):
     """A power of two that brings the largest number of a tile between 1 and 4, or below 1 if all are denormal, and its
     inverse, no denormal number either."""
@@ -243,14 +255,7 @@ def _update(
     L11_inverse = _load_inverse(inverse, 0, 0, block_end - k, WIDTH, WIDTH, COMPONENTS, BLOCK, PANEL)
     U12 = field.dot_parts(field.parts(L11_inverse), field.parts(field.scale(A12, scale)))
     if writes_U:
-        blocks.store(
-            layout.Matrix(
-                LU.pointer, LU.strides, LU.COMPONENTS, LU.BY_COLUMN, (block_end, cols_end), LU.batch, LU.exists, True
-            ),
-            field.scale(U12, back),
-            k,
-            col,
-        )
+        _store_LU(LU, field.scale(U12, back), k, col, block_end, cols_end)
     U12_parts = field.parts(U12)
     for position in tl.range(first, rows_end, ROWS, num_stages=1):
         below = position + tl.arange(0, ROWS)
@@ -288,9 +293,7 @@ def _factor_block(
     for p in tl.range(k, end, PANEL, num_stages=1):
         panel_end = tl.minimum(p + PANEL, end)
         inverse = task.inverse + (p - k) * (BLOCK + 1)
-        chosen, zero = _factor_panel(
-            task, inverse, p, panel_end, PANEL_ROWS, BLOCK, PANEL, WARPS, LU.COMPONENTS, PIVOT
-        )
+        chosen, zero = _factor_panel(task, inverse, p, panel_end, PANEL_ROWS, BLOCK, PANEL, WARPS, LU.COMPONENTS, PIVOT)
         tl.store(pivots_ptr + (p + step).to(tl.int64) * pivots_stride, p + chosen + 1, p + step < panel_end)
         first_zero = tl.where((first_zero == 0) & (zero < PANEL), p + zero + 1, first_zero)
         if BLOCK > PANEL:
@@ -314,12 +317,7 @@ def _finish(task, LU, col, PANEL: tl.constexpr, ROWS: tl.constexpr):
         exist = index < task.m
         rows = tl.load(task.order + index, exist, other=0)
         tile = _load(task.work, task.work_stride, rows, exist, col, end, PANEL, LU.COMPONENTS)
-        blocks.store(
-            layout.Matrix(LU.pointer, LU.strides, LU.COMPONENTS, LU.BY_COLUMN, (task.m, end), LU.batch, LU.exists, True),
-            tile,
-            row,
-            col,
-        )
+        _store_LU(LU, tile, row, col, task.m, end)
 
 
 @triton.jit
@@ -521,8 +519,8 @@ def workspace(A, *, block, panel, num_warps, **_):
 def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows, num_warps, registers, span=None):
     """Writes the packed factors of A, pivots and infos: `factor.factor` for any m and n.
 
-    The stride from one column of A to the next is 1. `work` and `order` are those of `workspace` and hold nothing of use
-    afterwards. Options:
+    The stride from one column of A to the next is 1. `work` and `order` are those of `workspace` and hold nothing of
+    use afterwards. Options:
 
     block: columns that are factored before those right of them are updated, `panel` times a power of two.
     panel: columns that are in registers at once, 16 or 32.

@@ -1,22 +1,22 @@
 """LU of a panel: some columns of a matrix in registers, its rows over all threads of a program.
 
-A column of the panel is a tuple of CHUNKS field elements [WARPS, 32]: row i of ROWS = CHUNKS * WARPS * 32 is that of lane
-i % 32 of warp i // 32 % WARPS in chunk i // 32 // WARPS. The panel is a tuple of COLUMNS columns.
+A column is a tuple of CHUNKS field elements [WARPS, 32], the panel a tuple of COLUMNS columns. It has ROWS rows, CHUNKS
+times WARPS times 32: row i is that of lane i % 32 of warp i // 32 % WARPS in chunk i // 32 // WARPS.
 
-No row moves. Every thread knows the *place* of its rows, position * ROWS + row: the position is where the exchanges have
-brought the row. A row that has been a pivot has 'COLUMNS' subtracted from its position, which makes its place negative,
-and a row that does not exist twice that.
+No row moves. Every thread knows the *place* of its rows, position * ROWS + row, where the position is that to which the
+exchanges have brought the row. From the position of a row that has been a pivot COLUMNS is subtracted, which makes its
+place negative, and from that of a row that does not exist twice as much.
 
-One loop runs over the steps. In each the pivot column is the first of the tuple: the others move up by one as they are
-updated, which costs nothing, and the finished column goes to memory. To the end of the tuple comes the column of the
-identity that belongs to the pivot row. Eliminated like the others, these columns become L^-1 in the pivot rows, and no
-step has to know which columns are finished.
+One loop runs over the steps. The pivot column of a step is the first of the tuple: the others move up by one as they
+are updated, which costs nothing, and the finished column goes to memory. Last in the tuple is then the column of the
+identity that belongs to the pivot row. These columns are eliminated like the others and become L^-1 in the pivot rows,
+and no step has to know which columns are finished.
 """
 
 import triton
 import triton.language as tl
 
-from . import field, layout
+from . import field
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def _find_pivot(column, place):
     words = ()
     for q in tl.static_range(len(column)):
         key = _words(field.modulus(column[q]))
-        words += ((key[0] | (place[q] >> 31),) + key[1:],)
+        words += ((key[0] | (place[q] >> 31), *key[1:]),)
     largest, first = _largest(words, place, 1)
     if WARPS > 1:
         if len(largest) == 2:
@@ -156,18 +156,20 @@ def _row(columns, row):
 
 @triton.jit
 def _inverse(pivot, modulus):
-    """A power of two, and the inverse of the pivot times that power, without overflow or underflow; 1 and 1 if the pivot
-    is zero, for then nothing is divided."""
+    """A power of two, and the inverse of the pivot times that power, without overflow or underflow. Both are 1 if the
+    pivot is zero: then nothing is divided."""
     zero = modulus == 0.0
     scale = field.inverse_power_of_two(tl.where(zero, 1.0, modulus))
-    if len(pivot) == 1:  # does not wait for the pivot
-        inverse = tl.div_rn(1.0, tl.where(zero, 1.0, modulus * scale)) if modulus.dtype == tl.float32 else 1.0 / tl.where(zero, 1.0, modulus * scale)
-        return scale, (tl.where(pivot[0] < 0.0, -inverse, inverse),)
-    else:
+    if len(pivot) == 2:
         re = tl.where(zero, 1.0, pivot[0] * scale)
         im = pivot[1] * scale
         factor = 1.0 / tl.fma(re, re, im * im)
         return scale, (re * factor, -im * factor)
+    else:
+        divisor = tl.where(zero, 1.0, modulus * scale)  # does not wait for the pivot row
+        # Rounded correctly, no multiplier is larger than 1. Without `div_rn` a GPU rounds only float64 so.
+        inverse = tl.div_rn(1.0, divisor) if modulus.dtype == tl.float32 else 1.0 / divisor
+        return scale, (tl.where(pivot[0] < 0.0, -inverse, inverse),)
 
 
 @triton.jit
@@ -186,7 +188,7 @@ def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
     which = tl.arange(0, COLUMNS)
     chosen = which
     first_zero = tl.full((), COLUMNS, tl.int32)
-    for step in range(0, steps):
+    for step in range(steps):
         column = columns[0]
         if PIVOT:
             modulus, pivot_place = _find_pivot(column, place)
@@ -223,5 +225,5 @@ def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
             for q in tl.static_range(CHUNKS):
                 chunks += (field.multiply_add(negated[q], entries[j], columns[j][q]),)
             updated += (chunks,)
-        columns = updated + (unit,)
+        columns = (*updated, unit)
     return columns, place, chosen, first_zero
