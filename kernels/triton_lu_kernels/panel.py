@@ -78,7 +78,8 @@ def _find_pivot(column, place):
     words = ()
     for q in tl.static_range(len(column)):
         key = _words(field.modulus(column[q]))
-        words += ((key[0] | (place[q] >> 31), *key[1:]),)
+        high = (key[0] | (place[q] >> 31),)  # -1 unless the row is left
+        words += (high + key[1:],)
     largest, first = _largest(words, place, 1)
     if WARPS > 1:
         if len(largest) == 2:
@@ -225,5 +226,6 @@ def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
             for q in tl.static_range(CHUNKS):
                 chunks += (field.multiply_add(negated[q], entries[j], columns[j][q]),)
             updated += (chunks,)
-        columns = (*updated, unit)
+        updated += (unit,)
+        columns = updated
     return columns, place, chosen, first_zero
