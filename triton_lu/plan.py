@@ -426,7 +426,9 @@ def _factor_blocks(largest: int, dtype: torch.dtype, batch: int) -> FactorBlocks
     if largest > (512 if dtype == torch.complex128 else 1024):
         return None
     if largest > 128:
-        return FactorBlocks(block=64, cols=64 // max(words // 2, 1), rows=64, num_warps=8, span=256)
+        if dtype.is_complex:
+            return FactorBlocks(block=32, cols=32, rows=64 if words == 2 else 32, num_warps=8, span=256)
+        return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256)
     many = batch > 4 * PROGRAMS
     num_warps = 4 if not many else 1 if words == 1 else 2
     return FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
