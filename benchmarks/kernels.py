@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
-from triton_lu_kernels import sweep
+from triton_lu_kernels import factor_blocks, sweep
 
 import triton_lu
 from triton_lu import plan, triton_backend
@@ -159,16 +159,25 @@ def static(name: str, size: Size, dtype: torch.dtype, target: str) -> dict[str, 
 @contextmanager
 def permuted() -> Iterator[None]:
     """Inside, permutations have been found already: programs that find them may not be in a sample."""
-    workspace = sweep.workspace
 
-    def in_order(out: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
-        order, *others = workspace(out, **options)
-        return order.copy_(torch.arange(order.shape[1])), *others
+    def in_order(workspace: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+        def allocate(X: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
+            tensors = workspace(X, **options)
+            for tensor in tensors:
+                if tensor.dtype == torch.int32:
+                    tensor.copy_(torch.arange(tensor.shape[-1]))
+            return tensors
+
+        return allocate
 
     def identity(pivots: torch.Tensor, m: int) -> torch.Tensor:
         return torch.arange(m).repeat(*pivots.shape[:-1], 1)
 
-    with patch.object(sweep, "workspace", in_order), patch.object(triton_backend, "permutation", identity):
+    with (
+        patch.object(sweep, "workspace", in_order(sweep.workspace)),
+        patch.object(factor_blocks, "workspace", in_order(factor_blocks.workspace)),
+        patch.object(triton_backend, "permutation", identity),
+    ):
         yield
 
 
@@ -187,7 +196,8 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
         return {}
     large = max(size[1:]) > 128  # several launches, whose programs differ
     batch = batch_of(size)
-    options = {"target": GPUS[gpu], "sample": 16 if large else 4, "check": False}
+    sample = 16 if large and name != "factor" else 4  # of a factorization's few but long programs, alike but for masks
+    options = {"target": GPUS[gpu], "sample": sample, "check": False}
     with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted():
         problem(name, size, dtype, batch)()
     fewest = fewest_bytes(name, size, dtype)

@@ -62,7 +62,7 @@ class Operator(DerivativeRule):
             return False
         if plan.kernel(cls.name, m, n, X.dtype) is None:
             return current() == "triton" and cls.kernel_or_error
-        return current() == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype, X.device)
+        return current() == "triton" or plan.kernel_pays(cls.name, m, n, X.dtype, X.device, X.shape[:-2].numel())
 
     @classmethod
     def run(cls, *args: Any, on_cuda: bool) -> Any:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
+from triton_lu_kernels import factor_blocks, sweep, tile, two_by_two, warp
 from triton_lu_kernels import permutation as permutation_kernel
-from triton_lu_kernels import sweep, tile, two_by_two, warp
 
 from triton_lu import plan
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
@@ -21,7 +21,12 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     LU, pivots, infos = empty_factors(A)
     A = _within_32_bits(A)
     with _launching(A):
-        factor_kernel.factor(LU, pivots, infos, A, pivot=pivot, **vars(chosen))
+        if isinstance(chosen, plan.FactorBlocks):
+            A = A if A.stride(-1) == 1 else A.contiguous()
+            workspace = factor_blocks.workspace(A, **vars(chosen))
+            factor_blocks.factor(LU, pivots, infos, A, *workspace, pivot=pivot, **vars(chosen))
+        else:
+            factor_kernel.factor(LU, pivots, infos, A, pivot=pivot, **vars(chosen))
     return LU, pivots, infos
 
 

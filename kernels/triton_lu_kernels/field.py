@@ -57,6 +57,15 @@ def multiply(a, b):
 
 
 @triton.jit
+def scale(a, factor):
+    """a times a real."""
+    result = ()
+    for component in tl.static_range(len(a)):
+        result += (a[component] * factor,)
+    return result
+
+
+@triton.jit
 def multiply_add(a, b, c):
     """a b + c"""
     if len(a) == 1:
@@ -86,7 +95,7 @@ def divide(a, b):
     if len(a) == 1:
         return (a[0] / b[0],)
     else:
-        scale = _inverse_power_of_two(tl.maximum(tl.abs(b[0]), tl.abs(b[1])))
+        scale = inverse_power_of_two(tl.maximum(tl.abs(b[0]), tl.abs(b[1])))
         re = b[0] * scale
         im = b[1] * scale
         product = multiply((a[0] * scale, a[1] * scale), (re, -im))
@@ -95,7 +104,7 @@ def divide(a, b):
 
 
 @triton.jit
-def _inverse_power_of_two(a):
+def inverse_power_of_two(a):
     """A power of two that brings a > 0 between 1 and 4, or below 2 if it is denormal: the exponent's bits mirrored."""
     if a.dtype == tl.float64:
         bits = a.to(tl.int64, bitcast=True) & 0x7FF0000000000000
@@ -134,6 +143,39 @@ def dot(a, b):
         re = _dot(b_re, a_re) - _dot(b_im, a_im)
         im = _dot(b_im, a_re) + _dot(b_re, a_im)
         return (tl.trans(re), tl.trans(im))
+
+
+@triton.jit
+def parts(b):
+    """b as a sum of numbers whose products tensor cores find exactly: float32 in two, the first rounded to 11 bits."""
+    result = ()
+    for component in tl.static_range(len(b)):
+        if b[component].dtype == tl.float64:
+            result += ((b[component],),)
+        else:
+            high = ((b[component].to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+            result += ((high, b[component] - high),)
+    return result
+
+
+@triton.jit
+def dot_parts(a, b):
+    """The matrix product of a and b, both in `parts`."""
+    if len(a) == 1:
+        return (_dot_parts(a[0], b[0]),)
+    else:
+        re = _dot_parts(a[0], b[0]) - _dot_parts(a[1], b[1])
+        return (re, _dot_parts(a[0], b[1]) + _dot_parts(a[1], b[0]))
+
+
+@triton.jit
+def _dot_parts(a, b):
+    if len(a) == 1:
+        return tl.dot(a[0], b[0], input_precision="ieee", out_dtype=a[0].dtype)
+    else:
+        product = tl.dot(a[1], b[0], input_precision="tf32")
+        product = tl.dot(a[0], b[1], product, input_precision="tf32")
+        return tl.dot(a[0], b[0], product, input_precision="tf32")
 
 
 @triton.jit

@@ -6,11 +6,20 @@ import pytest
 import torch
 from triton_lu_kernels import factor
 
+from tests.support.factorizations import (
+    DTYPES,
+    FINITE,
+    assert_agrees,
+    assert_factors,
+    assert_same,
+    assert_valid,
+    batch_of,
+    outputs,
+)
 from tests.support.layouts import by_column, by_matrix, by_row, sliced
 from tests.support.matrices import REGULAR, ZOO
-from triton_lu import aten_backend, plan, reference
+from triton_lu import aten_backend, plan
 
-DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
 PANELS = [
@@ -20,21 +29,6 @@ PANELS = [
     ((10, 35), torch.float32),
 ]
 """Sizes whose kernels loop over the columns of panels, the last ones beyond the matrix or partly so."""
-FINITE = [name for name in ZOO if name not in ("containing_nan", "containing_inf")]
-RESIDUAL_IN_EPS = 10.0
-"""Accepted |P^T A - L U| at size n, entry by entry, in units of n eps |L| |U|."""
-
-
-def batch_of(kinds, m, n, dtype):
-    """One matrix of each kind."""
-    return torch.stack([ZOO[kind].make(m, n, dtype, seed) for seed, kind in enumerate(kinds)])
-
-
-def outputs(A, layout=by_column):
-    """LU full of NaN, pivots and infos full of -7."""
-    batch, m, n = A.shape
-    LU = layout(torch.full_like(A, torch.nan))
-    return LU, torch.full((batch, min(m, n)), -7, dtype=torch.int32), torch.full((batch,), -7, dtype=torch.int32)
 
 
 def run(A, out=None, *, pivot=True, matrices=4):
@@ -44,49 +38,6 @@ def run(A, out=None, *, pivot=True, matrices=4):
     options |= {"matrices": matrices, "num_warps": 1}
     factor.factor(*out, A, pivot=pivot, **options)
     return out
-
-
-def residual(A, LU, pivots):
-    """The largest |P^T A - L U| over n eps |L| |U|. Where that bound is denormal, its spacing counts as the bound."""
-    m, n = A.shape[-2:]
-    L, U = reference.factors(LU)
-    L, U = L[..., :m, : min(m, n)], U[..., : min(m, n), :n]
-    permuted = reference.permutation_matrix(pivots, m, L.dtype).mT @ reference.double(A)
-    limits = torch.finfo(A.dtype)
-    bound = max(m, n) * limits.eps * (L.abs() @ U.abs()).clamp_min(limits.smallest_normal)
-    return ((permuted - L @ U).abs() / bound).max().item()
-
-
-def assert_factors(A, LU, pivots, infos):
-    """A small residual, multipliers of at most 1 (complex: sqrt 2) in modulus, valid pivots, true infos."""
-    assert residual(A, LU, pivots) <= RESIDUAL_IN_EPS
-    assert LU.tril(-1).abs().max() <= (1.5 if A.is_complex() else 1)
-    assert_valid(pivots, A.shape[1])
-    end = pivots.shape[1] + 1
-    zeros = LU.diagonal(dim1=-2, dim2=-1) == 0
-    assert torch.equal(infos.long(), torch.where(zeros, torch.arange(1, end), end).amin(-1) % end)
-
-
-def assert_valid(pivots, m):
-    """Every pivot names a row from its own on."""
-    assert (pivots >= torch.arange(1, pivots.shape[1] + 1)).all()
-    assert (pivots <= m).all()
-
-
-def assert_same(results, others):
-    """Equal bit by bit, NaN like NaN."""
-    for x, y in zip(results, others, strict=True):
-        assert torch.equal(x.isnan(), y.isnan())
-        assert torch.equal(x.nan_to_num(), y.nan_to_num())
-
-
-def assert_agrees(A, results):
-    """LAPACK's pivots and infos, and its factors up to rounding."""
-    LU, pivots, infos = torch.linalg.lu_factor_ex(A)
-    assert torch.equal(results[1], pivots)
-    assert torch.equal(results[2], infos)
-    assert_factors(A, *results)
-    torch.testing.assert_close(results[0], LU, rtol=1e3 * torch.finfo(A.dtype).eps, atol=1e3 * torch.finfo(A.dtype).eps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

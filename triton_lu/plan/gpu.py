@@ -70,6 +70,19 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class FactorBlocks:
+    """Kernels of the factorization in blocks of columns: see `factor_blocks.factor`, whose options these are."""
+
+    block: int
+    cols: int
+    rows: int
+    num_warps: int
+    span: int | None = None
+    panel: int = 16
+    registers: int = 255
+
+
+@dataclass(frozen=True)
 class Tile:
     """A kernel for matrices up to 128×128: one per program.
 
@@ -124,7 +137,7 @@ _SWEEP = {  # blocks as wide as the registers hold: with half the width there ar
 }
 
 
-Kernel = Factor | Warp | TwoByTwo | Tile | Sweep | Curvature
+Kernel = Factor | FactorBlocks | Warp | TwoByTwo | Tile | Sweep | Curvature
 
 
 def kernel(
@@ -133,7 +146,7 @@ def kernel(
     """The Triton kernel of that operator for `batch` matrices of m×n, or None where there is none."""
     largest = max(m, n)
     if name == "factor":
-        return _factor(largest, dtype)
+        return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
     if name == "mixed":
@@ -193,7 +206,31 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
     return Factor(matrices=128 // size, panel=1, num_warps=4)  # a row per lane
 
 
-def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always."""
+def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> FactorBlocks | None:
+    """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`.
+
+    What a batch decides changes no bits. One warp per matrix serves where there are many, since its steps need no
+    barrier; four leave half of the time for a few.
+    """
+    words = dtype.itemsize // 4
+    if largest > (512 if dtype == torch.complex128 else 1024):  # nothing beyond has been tried
+        return None
+    if largest > 128:
+        if dtype.is_complex:
+            return FactorBlocks(block=32, cols=32, rows=64 if words == 2 else 32, num_warps=8, span=256)
+        return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256)
+    many = batch > 4 * multiprocessors
+    num_warps = 4 if not many else 1 if words == 1 else 2
+    return FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
+
+
+def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device, batch: int = 2) -> bool:
+    """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always.
+
+    But one matrix alone is factored in blocks of columns by a single program at a time: cuSOLVER has not been measured
+    beside that.
+    """
     largest = max(m, n)
+    if name == "factor" and batch == 1 and _factor(largest, dtype) is None:
+        return False
     return largest <= calibration.value(device, calibration.kernel(name, dtype), largest)
