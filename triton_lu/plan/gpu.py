@@ -209,15 +209,16 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
 def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> FactorBlocks | None:
     """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`.
 
-    What a batch decides changes no bits. One warp per matrix serves where there are many, since its steps need no
-    barrier; four leave half of the time for a few.
+    What the batch decides changes no bits. The steps of one warp need no barrier, which is best for many matrices; four
+    halve the time of a few. Larger blocks have fewer launches, but complex ones of 64 columns spill.
     """
     words = dtype.itemsize // 4
-    if largest > (512 if dtype == torch.complex128 else 1024):  # nothing beyond has been tried
+    if largest > (512 if dtype == torch.complex128 else 1024):  # complex128 beyond takes more registers than there are
         return None
     if largest > 128:
         if dtype.is_complex:
-            return FactorBlocks(block=32, cols=32, rows=64 if words == 2 else 32, num_warps=8, span=256)
+            num_warps = 16 if largest > 512 else 8
+            return FactorBlocks(block=32, cols=32, rows=64 if words == 2 else 32, num_warps=num_warps, span=256)
         return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256)
     many = batch > 4 * multiprocessors
     num_warps = 4 if not many else 1 if words == 1 else 2
