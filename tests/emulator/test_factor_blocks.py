@@ -22,7 +22,7 @@ CASES = [
     ((130, 20), torch.complex64, "sm_90"),
     ((20, 258), torch.float64, "sm_80"),
 ]
-LARGEST_SPILL = 64  # bytes of a thread
+LARGEST_SPILL = {"sm_80": 192, "sm_90": 64}  # bytes of a thread; products of sm_80 have both factors in registers
 
 
 def run(A, layout=None, *, pivot=True, batch=None, **options):
@@ -108,4 +108,4 @@ def test_same_bits_in_any_batch():
 def test_registers_suffice(shape, dtype, target):
     _, reports = run(torch.randn(1, *shape, dtype=dtype), target=target, check=False, sample=1)
     spilled = max(report.static["spill_stores"] for report in reports)
-    assert spilled <= (2 if OLD_COMPILER else 1) * LARGEST_SPILL
+    assert spilled <= (2 if OLD_COMPILER else 1) * LARGEST_SPILL[target]
