@@ -29,6 +29,11 @@ if os.environ["TRITON_INTERPRET"] == "1":
     collect_ignore = ["emulator", "gpu", "launch"]
 
 
+def pytest_configure(config):
+    """Compiled kernels of this checkout alone: the lines of source in them, which the emulator reads, name its files."""
+    os.environ.setdefault("TRITON_CACHE_DIR", str(config.cache.mkdir("triton")))
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name in ("emulator", "gpu"):
