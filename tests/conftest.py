@@ -30,7 +30,7 @@ if os.environ["TRITON_INTERPRET"] == "1":
 
 
 def pytest_configure(config):
-    """Compiled kernels of this checkout alone: the lines of source in them, which the emulator reads, name its files."""
+    """Compiled kernels are kept per checkout: in them are the names of its files, where the emulator reads lines."""
     os.environ.setdefault("TRITON_CACHE_DIR", str(config.cache.mkdir("triton")))
 
 

@@ -49,7 +49,7 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     """pivots -> the order of the rows."""
     order = pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
     with _launching(pivots):
-        permutation_kernel.order(order, pivots, **vars(plan.ORDER))
+        permutation_kernel.permutation(order, pivots, **vars(plan.ORDER))
     return order
 
 

@@ -21,24 +21,24 @@ def load(
     COLS: tl.constexpr = 16,
     TRANSPOSED: tl.constexpr = False,
     DIAGONAL: tl.constexpr = 0.0,
-    source=None,
+    order=None,
 ):
     """The block at (row, col) of x, a `layout.Matrix`, or of its transpose, completed as by `layout.load_tile`. Row i
-    of the matrix is its row source[i] if `source` [1, rows] is given."""
+    of the matrix is its row order[i] if `order` [1, rows] is given."""
     if TRANSPOSED:
-        return layout.transpose(load(x, col, row, COLS, ROWS, False, DIAGONAL, source))
+        return layout.transpose(load(x, col, row, COLS, ROWS, False, DIAGONAL, order))
     else:
-        return layout.reshape(layout.load_tile(x, ROWS, COLS, DIAGONAL, row, col, source), (ROWS, COLS))
+        return layout.reshape(layout.load_tile(x, ROWS, COLS, DIAGONAL, row, col, order), (ROWS, COLS))
 
 
 @triton.jit
-def store(x, block, row, col, TRANSPOSED: tl.constexpr = False, destination=None):
-    """`load` the other way, row i of the matrix to its row destination[i]."""
+def store(x, block, row, col, TRANSPOSED: tl.constexpr = False, order=None):
+    """`load` the other way, row i of the matrix to its row order[i]."""
     if TRANSPOSED:
-        store(x, layout.transpose(block), col, row, False, destination)
+        store(x, layout.transpose(block), col, row, False, order)
     else:
         tile = layout.reshape(block, (1, block[0].shape[0], block[0].shape[1]))
-        layout.store_tile(x, tile, row, col, destination)
+        layout.store_tile(x, tile, row, col, order)
 
 
 @triton.jit

@@ -26,11 +26,11 @@ def _sum(D, Y, order, i, j, BLOCK: tl.constexpr, TERMS: tl.constexpr, TRANSPOSED
         row += 1  # dL is strictly lower
     else:
         end = Y.shape[1]
-        source = permutation.places(order, i, BLOCK).to(tl.int32)
+        rows = permutation.load_order(order, i, BLOCK).to(tl.int32)
     for c in tl.range(j, end, TERMS, disable_licm=True):
         if TRANSPOSED:
-            source = permutation.places(order, c, TERMS).to(tl.int32)
-        X = blocks.load(Y, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
+            rows = permutation.load_order(order, c, TERMS).to(tl.int32)
+        X = blocks.load(Y, i, c, BLOCK, TERMS, TRANSPOSED, order=rows)
         T = blocks.load(D, j, c, BLOCK, TERMS, TRANSPOSED)
         col = c + tl.arange(0, TERMS)[None, :]
         T = field.where(col >= row, T, field.constant_like(T, 0.0))

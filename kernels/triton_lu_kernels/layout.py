@@ -111,10 +111,10 @@ def _mask(x, row, col):
 
 
 @triton.jit
-def load_tile(x, ROWS: tl.constexpr, COLS: tl.constexpr, DIAGONAL: tl.constexpr = 0.0, row=0, col=0, source=None):
+def load_tile(x, ROWS: tl.constexpr, COLS: tl.constexpr, DIAGONAL: tl.constexpr = 0.0, row=0, col=0, order=None):
     """The matrices x, completed to ROWS x COLS with zeros and DIAGONAL on the diagonal.
 
-    Of larger matrices the part from (row, col) on. Row i is row source[i] of the matrix if `source` [matrices, ROWS] is
+    Of larger matrices the part from (row, col) on. Row i is row order[i] of the matrix if `order` [matrices, ROWS] is
     given.
     """
     MATRICES: tl.constexpr = x.exists.shape[0]
@@ -122,10 +122,10 @@ def load_tile(x, ROWS: tl.constexpr, COLS: tl.constexpr, DIAGONAL: tl.constexpr 
     rows = rows[None, :] + row
     cols = cols[None, :] + col
     mask = _mask(x, rows, cols)
-    if source is None:
+    if order is None:
         offsets = _offsets(x, rows, cols, component)
     else:
-        offsets = _offsets(x, _spread(source, COLS, x.COMPONENTS, x.BY_COLUMN), cols, component)
+        offsets = _offsets(x, _spread(order, COLS, x.COMPONENTS, x.BY_COLUMN), cols, component)
     reals = tl.load(x.pointer + offsets, mask, other=0.0)
     if DIAGONAL != 0:
         completion = tl.where((rows == cols) & (component == 0)[None, :], DIAGONAL, 0.0).to(reals.dtype)
@@ -142,8 +142,8 @@ def load_tile(x, ROWS: tl.constexpr, COLS: tl.constexpr, DIAGONAL: tl.constexpr 
 
 
 @triton.jit
-def store_tile(x, tile, row=0, col=0, destination=None):
-    """Writes a tile to the matrices x, row i to row destination[i] if `destination` [matrices, rows] is given.
+def store_tile(x, tile, row=0, col=0, order=None):
+    """Writes a tile to the matrices x, row i to row order[i] if `order` [matrices, rows] is given.
 
     To larger matrices from (row, col) on.
     """
@@ -153,10 +153,10 @@ def store_tile(x, tile, row=0, col=0, destination=None):
     rows = rows[None, :] + row
     cols = cols[None, :] + col
     mask = _mask(x, rows, cols)
-    if destination is None:
+    if order is None:
         offsets = _offsets(x, rows, cols, component)
     else:
-        offsets = _offsets(x, _spread(destination, COLS, x.COMPONENTS, x.BY_COLUMN), cols, component)
+        offsets = _offsets(x, _spread(order, COLS, x.COMPONENTS, x.BY_COLUMN), cols, component)
     tl.store(x.pointer + offsets, _flatten(tile, x.BY_COLUMN), mask)
 
 

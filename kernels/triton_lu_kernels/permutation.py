@@ -1,6 +1,7 @@
 """From pivots to the permutation of rows.
 
-Pivots are LAPACK's: 1-based; row i was exchanged with row pivots[i] - 1, for i from the first to the last.
+Pivots are LAPACK's: 1-based; row i was exchanged with row pivots[i] - 1, for i from the first to the last. The *order*
+that they leave is that of P^T X: its row i is row order[i] of X. So row i of X is row order[i] of P X.
 """
 
 import triton
@@ -16,8 +17,8 @@ def _chosen(pivots, shape):
 
 
 @triton.jit
-def destinations(pivots, N: tl.constexpr):
-    """The row [matrices, N] of P X at which row i of X arrives; `pivots` is a `layout.Matrix`.
+def order(pivots, N: tl.constexpr):
+    """The order [matrices, N] of the rows; `pivots` is a `layout.Matrix`.
 
     Every lane follows its own row through the exchanges, from the last to the first: a broadcast, two comparisons and
     two selections for each, all lanes at once. Comparing all pairs of pivots takes as many, and doubling pointers comes
@@ -26,15 +27,15 @@ def destinations(pivots, N: tl.constexpr):
     row = tl.arange(0, N)
     offsets = layout.batch_offset(pivots) + row.to(tl.int64)[None, :] * pivots.strides[1]
     mask = pivots.exists[:, None] & (row < tl.minimum(pivots.shape[0], pivots.shape[1]))[None, :]
-    destination = tl.broadcast_to(row[None, :], offsets.shape)
-    chosen = tl.where(mask, _chosen(tl.load(pivots.pointer + offsets, mask, other=0), pivots.shape), destination)
+    order = tl.broadcast_to(row[None, :], offsets.shape)
+    chosen = tl.where(mask, _chosen(tl.load(pivots.pointer + offsets, mask, other=0), pivots.shape), order)
     if N <= 32:
         for step in tl.static_range(N - 1, -1, -1):
-            destination = _exchange(destination, chosen, step)
+            order = _exchange(order, chosen, step)
     else:  # unrolled, all broadcasts would wait in registers at once: 300 bytes of spills at N = 128
         for step in tl.range(N - 1, -1, -1, loop_unroll_factor=8):
-            destination = _exchange(destination, chosen, step)
-    return destination
+            order = _exchange(order, chosen, step)
+    return order
 
 
 @triton.jit
@@ -50,19 +51,19 @@ def _exchange_with(rows, pivot, step):
 
 
 @triton.jit
-def destinations_of(pivots, rows, end):
-    """The rows of P X at which `rows` [1, N] of X arrive; all of them lie before `end`."""
+def order_of_rows(pivots, rows, end):
+    """The entries [1, N] of the order for `rows` [1, N], all of which lie before `end`."""
     k = tl.minimum(pivots.shape[0], pivots.shape[1])
     first = pivots.pointer + layout.batch_offset(pivots)
-    destination = rows
+    order = rows
     if _leads_back(first, pivots.strides, k):
         for i in range(k - 1, -1, -1):
             step = i + tl.arange(0, 1)[None, :]
             pivot = tl.load(first + step.to(tl.int64) * pivots.strides[1])
-            destination = _exchange_with(destination, _chosen(pivot, pivots.shape), step)
+            order = _exchange_with(order, _chosen(pivot, pivots.shape), step)
     else:
-        destination = _destinations_of(first, pivots, rows, tl.minimum(end, k))
-    return destination
+        order = _order_of_rows(first, pivots, rows, tl.minimum(end, k))
+    return order
 
 
 @triton.jit
@@ -78,14 +79,14 @@ def _leads_back(first, strides, k):
 
 
 @triton.jit
-def _destinations_of(first, pivots, rows, end):
-    """`destinations_of` for the pivots of a factorization, of which those from `end` on do not matter.
+def _order_of_rows(first, pivots, rows, end):
+    """`order_of_rows` for the pivots of a factorization, of which those from `end` on do not matter.
 
     A row is moved by its own exchange first, and by earlier ones that chose the row where it lies by then: a chain of
     two instructions per exchange, which is short beside anything else that is done with so large a matrix.
     """
     own = tl.load(first + rows.to(tl.int64) * pivots.strides[1], rows < end, other=0)
-    destination = tl.where(rows < end, _chosen(own, pivots.shape), rows)
+    order = tl.where(rows < end, _chosen(own, pivots.shape), rows)
     lane = tl.arange(0, 32)[None, :]
     for chunk in range(tl.cdiv(end, 32) - 1, -1, -1):
         steps = chunk * 32 + lane
@@ -93,32 +94,32 @@ def _destinations_of(first, pivots, rows, end):
         for i in tl.static_range(31, -1, -1):
             step = chunk * 32 + i
             pivot = tl.gather(chosen, tl.full(rows.shape, i, tl.int32), 1)
-            destination = tl.where((destination == pivot) & (rows > step), step, destination)
-    return destination
+            order = tl.where((order == pivot) & (rows > step), step, order)
+    return order
 
 
 @triton.jit
-def store_destinations(order, pivots, first, ROWS: tl.constexpr):
-    """Writes the rows of P X at which ROWS rows of X arrive, from `first` on, to `order`, contiguous."""
+def store_order(order, pivots, first, ROWS: tl.constexpr):
+    """Writes ROWS entries of the order, from `first` on, to `order`, contiguous."""
     rows = first + tl.arange(0, ROWS)[None, :]
-    destination = destinations_of(pivots, rows, first + ROWS)
+    entries = order_of_rows(pivots, rows, first + ROWS)
     offsets = layout.batch_offset(order) + rows
-    tl.store(order.pointer + offsets, destination.to(order.pointer.dtype.element_ty), rows < order.shape[0])
+    tl.store(order.pointer + offsets, entries.to(order.pointer.dtype.element_ty), rows < order.shape[0])
 
 
 @triton.jit
-def places(order, first, ROWS: tl.constexpr):
-    """Entries [1, ROWS] from `first` on of `order`, contiguous; 0 for rows that do not exist."""
+def load_order(order, first, ROWS: tl.constexpr):
+    """Entries [1, ROWS] of `order`, contiguous, from `first` on; 0 for rows that do not exist."""
     rows = first + tl.arange(0, ROWS)[None, :]
     offsets = layout.batch_offset(order) + rows
     return tl.load(order.pointer + offsets, rows < order.shape[0], other=0)
 
 
 @triton.jit
-def order_kernel(order, pivots, shape, ROWS: tl.constexpr):
+def permutation_kernel(order, pivots, shape, ROWS: tl.constexpr):
     programs = tl.cdiv(shape[0], ROWS)
     batch, exists = layout.batch_of_one(tl.program_id(0) // programs, shape)
-    store_destinations(
+    store_order(
         layout.Matrix(*order, shape, batch, exists, True),
         layout.Matrix(*pivots, shape, batch, exists, True),
         tl.program_id(0) % programs * ROWS,
@@ -126,7 +127,7 @@ def order_kernel(order, pivots, shape, ROWS: tl.constexpr):
     )
 
 
-def order(out, pivots, *, rows, num_warps):
+def permutation(out, pivots, *, rows, num_warps):
     """Writes the order of the rows to `out`: row i of P^T A is row out[i] of A.
 
     `out` is [*batch, m] int64, contiguous; `pivots` [*batch, k] int32 with k at most m, any strides. Grid: one axis,
@@ -136,4 +137,4 @@ def order(out, pivots, *, rows, num_warps):
         return
     args = launch.arguments((*out.shape, pivots.shape[-1]), out, pivots)
     programs = out.shape[:-1].numel() * launch.ceil_div(out.shape[-1], rows)
-    launch.run(order_kernel, programs, args, {"ROWS": rows}, num_warps=num_warps)
+    launch.run(permutation_kernel, programs, args, {"ROWS": rows}, num_warps=num_warps)

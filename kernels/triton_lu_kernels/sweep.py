@@ -3,10 +3,9 @@
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
 
-Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [*batch, m] takes the row
-of P X at which each row of X arrives; `inverses` [*batch, rows, BLOCK] the inverse of every diagonal block of L, each
-followed by the transposed inverse of the same block of U; `sums` [*batch, rows, BLOCK] one block or more for every
-tile.
+Arguments, completion and memory effects are those of `warp`, with workspaces besides: `order` [*batch, m] takes that of
+the rows; `inverses` [*batch, rows, BLOCK] the inverse of every diagonal block of L, each followed by the transposed
+inverse of the same block of U; `sums` [*batch, rows, BLOCK] the blocks that tiles leave for later launches.
 
 A sweep goes over the diagonal blocks. J is one of width BLOCK, R the rows or columns after it, S = X[R, R]. The blocked
 factorization reversed, from the last J to the first, is vjp,
@@ -23,13 +22,21 @@ Grids: one axis. `prepare_kernel` has one program for every 16 columns of the in
 matrix. Then `step_kernel` is launched twice for each J: with one program for every tile of BLOCK rows of X21 or columns
 of X12, and with one for X11. Tiles of X12 are computed by the code of X21, on transposed matrices. The products that
 X11 needs are summed by tile: each tile's part is left in `sums`, where jvp adds up those for all later diagonal blocks.
-What one launch has written, rows of X in their places in P X, the next reads.
+What one launch has written, row i of X in row order[i] of P X, the next reads.
 
 The sum for a tile, of S U12^H or dL20 U01 + L20 dU01, consists of at most PIECES sums of equal length, and in vjp of
 one more, of the terms that need the diagonal block found last. If SPLIT, the launch for X11 has programs for all these
 pieces of all the tiles that come next, so that one large matrix has work for all multiprocessors; if not, a tile's own
 program sums them. Both add the same numbers in the same order, and no sum crosses matrices: a matrix gets the same bits
-in any batch.
+in any batch. One row of vjp's S U12^H, in blocks:
+
+    columns after J:        | J + BLOCK | J + 2 BLOCK ...                                 n |
+    terms:                  |  newest   |   piece 0   |   piece 1   |  ...  | last piece     |
+    summed                  |  by tile  | if SPLIT, in the launch before, else by tile too   |
+
+and the rows of `sums`, where BELOW and RIGHT are the numbers of rows and columns, rounded up to blocks:
+
+    | BELOW: tiles of X21 | RIGHT: of X12 | BELOW: piece 0 of X21 | RIGHT: of X12 | piece 1 ... |
 
 With `disable_licm` addresses are computed where they are used: moved out of the loops, they spill. So would factors of
 64 x 64 that are loaded before the product that needs them.
@@ -112,7 +119,7 @@ def prepare_kernel(
     batch, exists = layout.batch_of_one(tl.program_id(0) // programs, shape)
     task = tl.program_id(0) % programs
     if task >= inversions:
-        permutation.store_destinations(
+        permutation.store_order(
             layout.Matrix(*order, shape, batch, exists, RAGGED),
             layout.Matrix(*pivots, shape, batch, exists, RAGGED),
             (task - inversions) * ROWS,
@@ -130,7 +137,7 @@ def prepare_kernel(
 
 @triton.jit
 def _sum_row(sweep, i, TRANSPOSED: tl.constexpr, number=0):
-    """The row of `sums` at which the block of that number begins, of those for the tile at i."""
+    """The row of `sums` where the tile at i has its block: number 0 for what it leaves, then one for every piece."""
     shape = sweep.out.shape
     rows = tl.cdiv(shape[0], sweep.BLOCK) * sweep.BLOCK
     if TRANSPOSED:
@@ -164,7 +171,7 @@ def _terms(sweep, i, J, first, end, TRANSPOSED: tl.constexpr):
     TERMS: tl.constexpr = sweep.TERMS
     total = field.zeros((BLOCK, BLOCK), sweep.out.pointer.dtype.element_ty, sweep.out.COMPONENTS)
     if not sweep.FORWARD:
-        places = permutation.places(sweep.order, i, BLOCK)
+        rows = permutation.load_order(sweep.order, i, BLOCK)
     for c in tl.range(first, end, TERMS, disable_licm=True):
         if sweep.FORWARD:
             dL = blocks.load(sweep.out, i, c, BLOCK, TERMS, TRANSPOSED)
@@ -174,8 +181,8 @@ def _terms(sweep, i, J, first, end, TRANSPOSED: tl.constexpr):
             dU = blocks.load(sweep.out, c, J, TERMS, BLOCK, TRANSPOSED)
             total = field.add(total, field.dot(L, dU))
         else:
-            source = permutation.places(sweep.order, c, TERMS) if TRANSPOSED else places
-            S = blocks.load(sweep.out, i, c, BLOCK, TERMS, TRANSPOSED, source=source)
+            S_rows = permutation.load_order(sweep.order, c, TERMS) if TRANSPOSED else rows
+            S = blocks.load(sweep.out, i, c, BLOCK, TERMS, TRANSPOSED, order=S_rows)
             U12 = blocks.load(sweep.LU, J, c, BLOCK, TERMS, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12)))
     return total
@@ -219,9 +226,9 @@ def _tile(sweep, i, J, TRANSPOSED: tl.constexpr):
     transposed matrices X12^T, (X12 U12^H)^T and dU12^T."""
     BLOCK: tl.constexpr = sweep.BLOCK
     total = _sum(sweep, i, J, TRANSPOSED)
-    places = permutation.places(sweep.order, J if TRANSPOSED else i, BLOCK)
-    source = places if sweep.FORWARD else None
-    remainder = field.subtract(blocks.load(sweep.X, i, J, BLOCK, BLOCK, TRANSPOSED, source=source), total)
+    rows = permutation.load_order(sweep.order, J if TRANSPOSED else i, BLOCK)
+    X_rows = rows if sweep.FORWARD else None
+    remainder = field.subtract(blocks.load(sweep.X, i, J, BLOCK, BLOCK, TRANSPOSED, order=X_rows), total)
     inverse = _inverse(sweep, J, TRANSPOSED)
     row = _sum_row(sweep, i, TRANSPOSED)
     if sweep.FORWARD:
@@ -236,7 +243,7 @@ def _tile(sweep, i, J, TRANSPOSED: tl.constexpr):
     else:
         # X21 = (G21 - S U12^H) U11^-H
         X21 = field.dot(remainder, field.conjugate(inverse))
-        blocks.store(sweep.out, X21, i, J, TRANSPOSED, destination=places)
+        blocks.store(sweep.out, X21, i, J, TRANSPOSED, order=rows)
         part = field.dot(blocks.adjoint(blocks.load(sweep.LU, i, J, BLOCK, BLOCK, TRANSPOSED)), X21)
         blocks.store(sweep.sums, part, row, 0)
 
@@ -254,10 +261,10 @@ def _parts(sweep, first, end, TRANSPOSED: tl.constexpr):
 def _diagonal_block(sweep, J):
     """X11 or dB11."""
     BLOCK: tl.constexpr = sweep.BLOCK
-    places = permutation.places(sweep.order, J, BLOCK)
+    rows = permutation.load_order(sweep.order, J, BLOCK)
     if sweep.FORWARD:
         # dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
-        dA11 = blocks.load(sweep.X, J, J, BLOCK, BLOCK, source=places)
+        dA11 = blocks.load(sweep.X, J, J, BLOCK, BLOCK, order=rows)
         if J > 0:
             dA11 = field.subtract(dA11, _part(sweep, J, False))
             dA11 = field.subtract(dA11, layout.transpose(_part(sweep, J, True)))
@@ -274,7 +281,7 @@ def _diagonal_block(sweep, J):
         phi = blocks.phi(blocks.load(sweep.LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0), G11)
         X11 = field.dot(blocks.adjoint(_inverse(sweep, J, True)), phi)
         X11 = field.dot(X11, field.conjugate(_inverse(sweep, J, False)))
-        blocks.store(sweep.out, X11, J, J, destination=places)
+        blocks.store(sweep.out, X11, J, J, order=rows)
 
 
 @triton.jit
@@ -368,7 +375,7 @@ def evaluate(name, out, LU, pivots, X, order, inverses, sums, *, block, terms, p
     block: the width of the diagonal blocks and of the tiles, a power of two from 16 on.
     terms: how many terms of a sum are loaded at once, a power of two from 16 to `block`.
     pieces: of how many sums the sum for a tile consists.
-    rows: of how many one program finds the places under P, a power of two.
+    rows: of how many one program finds the order, a power of two.
     split: whether the pieces have programs of their own; the result is the same.
     num_warps
     """

@@ -57,7 +57,7 @@ def _store_inverses(out, LU, order, BLOCK: tl.constexpr):
         J = _opaque(first, LU)
         L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J, J, 16, 16, DIAGONAL=1.0))
         blocks.store(
-            out, blocks.merge(L_inverse, U_inverse), J, J, destination=None if order is None else _rows(order, J, 16)
+            out, blocks.merge(L_inverse, U_inverse), J, J, order=None if order is None else _rows(order, J, 16)
         )
     tl.debug_barrier()
     if BLOCK == 32:
@@ -71,23 +71,21 @@ def _join_inverses(out, LU, order):
         J = _opaque(first, LU)
         top = None if order is None else _rows(order, J, 16)
         bottom = None if order is None else _rows(order, J + 16, 16)
-        inverse11 = blocks.load(out, J, J, 16, 16, DIAGONAL=1.0, source=top)
-        inverse22 = blocks.load(out, J + 16, J + 16, 16, 16, DIAGONAL=1.0, source=bottom)
+        inverse11 = blocks.load(out, J, J, 16, 16, DIAGONAL=1.0, order=top)
+        inverse22 = blocks.load(out, J + 16, J + 16, 16, 16, DIAGONAL=1.0, order=bottom)
         upper = field.dot(blocks.load(LU, J, J + 16, 16, 16), blocks.upper(inverse22))
         upper = field.dot(blocks.upper(inverse11), upper)
-        blocks.store(out, field.negate(upper), J, J + 16, destination=top)
+        blocks.store(out, field.negate(upper), J, J + 16, order=top)
         lower = field.dot(blocks.load(LU, J + 16, J, 16, 16), blocks.unit_lower(inverse11))
         lower = field.dot(blocks.unit_lower(inverse22), lower)
-        blocks.store(out, field.negate(lower), J + 16, J, destination=bottom)
+        blocks.store(out, field.negate(lower), J + 16, J, order=bottom)
     tl.debug_barrier()
 
 
 @triton.jit
 def _load_inverse(out, J, order, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
     """U^-1 of a diagonal block, or L^-T."""
-    packed = blocks.load(
-        out, J, J, BLOCK, BLOCK, DIAGONAL=1.0, source=None if order is None else _rows(order, J, BLOCK)
-    )
+    packed = blocks.load(out, J, J, BLOCK, BLOCK, DIAGONAL=1.0, order=None if order is None else _rows(order, J, BLOCK))
     if TRANSPOSED:
         return layout.transpose(blocks.unit_lower(packed))
     else:
@@ -95,7 +93,7 @@ def _load_inverse(out, J, order, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _vjp_side(out, LU, G, destination, G11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _vjp_side(out, LU, G, order, G11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Finds X21; returns G11 - triu(L21^H X21), G11 - tril(X12 U12^H, -1) of transposed matrices."""
     m = LU.shape[1] if TRANSPOSED else LU.shape[0]
     n = LU.shape[0] if TRANSPOSED else LU.shape[1]
@@ -105,14 +103,14 @@ def _vjp_side(out, LU, G, destination, G11, J, BLOCK: tl.constexpr, ROWS: tl.con
         # X21 = (G21 - S U12^H) U11^-H
         G21 = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
         total = field.constant_like(G21, 0.0)
-        rows = _rows(destination, J, BLOCK) if TRANSPOSED else _rows(destination, i, ROWS)
+        rows = _rows(order, J, BLOCK) if TRANSPOSED else _rows(order, i, ROWS)
         for first_col in tl.range(R, n, 16, disable_licm=True):
             c = _opaque(first_col, LU)
-            source = _rows(destination, c, 16) if TRANSPOSED else rows
-            S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, source=source)
+            S_rows = _rows(order, c, 16) if TRANSPOSED else rows
+            S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, order=S_rows)
             U12 = blocks.load(LU, J, c, BLOCK, 16, TRANSPOSED)
             total = field.add(total, field.dot(S, blocks.adjoint(U12)))
-        U_inverse = _load_inverse(out, J, destination, BLOCK, TRANSPOSED)
+        U_inverse = _load_inverse(out, J, order, BLOCK, TRANSPOSED)
         X21 = field.dot(field.subtract(G21, total), blocks.adjoint(U_inverse))
         blocks.store(out, X21, i, J, TRANSPOSED, rows)
 
@@ -127,30 +125,30 @@ def _vjp_side(out, LU, G, destination, G11, J, BLOCK: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def _vjp(out, LU, G, destination, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    _store_inverses(out, LU, destination, BLOCK)
+def _vjp(out, LU, G, order, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    _store_inverses(out, LU, order, BLOCK)
     steps = tl.cdiv(tl.minimum(LU.shape[0], LU.shape[1]), BLOCK)
     for step in tl.range(steps, disable_licm=True):
         J = _opaque((steps - 1 - step) * BLOCK, LU)
         G11 = blocks.load(G, J, J, BLOCK, BLOCK)
         # X21, X12, and G11 - tril(X12 U12^H, -1) - triu(L21^H X21)
-        G11 = _vjp_side(out, LU, G, destination, G11, J, BLOCK, ROWS, False)
-        G11 = _vjp_side(out, LU, G, destination, G11, J, BLOCK, ROWS, True)
+        G11 = _vjp_side(out, LU, G, order, G11, J, BLOCK, ROWS, False)
+        G11 = _vjp_side(out, LU, G, order, G11, J, BLOCK, ROWS, True)
         # X11 = vjp(that)
         B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
-        U_inverse = _load_inverse(out, J, destination, BLOCK, False)
-        L_inverse = layout.transpose(_load_inverse(out, J, destination, BLOCK, True))
+        U_inverse = _load_inverse(out, J, order, BLOCK, False)
+        L_inverse = layout.transpose(_load_inverse(out, J, order, BLOCK, True))
         X11 = blocks.vjp(B11, L_inverse, U_inverse, G11)
         tl.debug_barrier()
-        blocks.store(out, X11, J, J, destination=_rows(destination, J, BLOCK))
+        blocks.store(out, X11, J, J, order=_rows(order, J, BLOCK))
         tl.debug_barrier()
 
 
 @triton.jit
-def _remainder(out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _remainder(out, LU, E, order, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """dA - dL20 U01 - L20 dU01, at (i, J)."""
-    rows = _rows(source, J, BLOCK) if TRANSPOSED else _rows(source, i, ROWS)
-    dA = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, source=rows)
+    rows = _rows(order, J, BLOCK) if TRANSPOSED else _rows(order, i, ROWS)
+    dA = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, order=rows)
     total = field.constant_like(dA, 0.0)
     for first in tl.range(0, J, 16, disable_licm=True):
         c = _opaque(first, LU)
@@ -164,13 +162,13 @@ def _remainder(out, LU, E, source, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr
 
 
 @triton.jit
-def _jvp_side(out, LU, E, source, dB11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+def _jvp_side(out, LU, E, order, dB11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Finds dL21, or dU12^T of transposed matrices."""
     m = LU.shape[1] if TRANSPOSED else LU.shape[0]
     for first in tl.range(J + BLOCK, m, ROWS, disable_licm=True):
         i = _opaque(first, LU)
         # dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1
-        dA21 = _remainder(out, LU, E, source, i, J, BLOCK, ROWS, TRANSPOSED)
+        dA21 = _remainder(out, LU, E, order, i, J, BLOCK, ROWS, TRANSPOSED)
         dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
         dA21 = field.subtract(dA21, field.dot(blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11))
         U_inverse = _load_inverse(out, J, None, BLOCK, TRANSPOSED)
@@ -178,19 +176,19 @@ def _jvp_side(out, LU, E, source, dB11, J, BLOCK: tl.constexpr, ROWS: tl.constex
 
 
 @triton.jit
-def _jvp(out, LU, E, source, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _jvp(out, LU, E, order, BLOCK: tl.constexpr, ROWS: tl.constexpr):
     _store_inverses(out, LU, None, BLOCK)
     for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), BLOCK, disable_licm=True):
         J = _opaque(first, LU)
         # dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
-        dA11 = _remainder(out, LU, E, source, J, J, BLOCK, BLOCK, False)
+        dA11 = _remainder(out, LU, E, order, J, J, BLOCK, BLOCK, False)
         B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
         U_inverse = _load_inverse(out, J, None, BLOCK, False)
         L_inverse = layout.transpose(_load_inverse(out, J, None, BLOCK, True))
         dB11 = blocks.jvp(B11, L_inverse, U_inverse, dA11)
         # dL21, dU12
-        _jvp_side(out, LU, E, source, dB11, J, BLOCK, ROWS, False)
-        _jvp_side(out, LU, E, source, dB11, J, BLOCK, ROWS, True)
+        _jvp_side(out, LU, E, order, dB11, J, BLOCK, ROWS, False)
+        _jvp_side(out, LU, E, order, dB11, J, BLOCK, ROWS, True)
         tl.debug_barrier()
         blocks.store(out, dB11, J, J)
         tl.debug_barrier()
@@ -216,7 +214,7 @@ def tile_kernel(
         layout.Matrix(*out, shape, batch, exists, True),
         layout.Matrix(*LU, shape, batch, exists, True),
         layout.Matrix(*X, shape, batch, exists, True),
-        permutation.destinations(layout.Matrix(*pivots, shape, batch, exists, True), N),
+        permutation.order(layout.Matrix(*pivots, shape, batch, exists, True), N),
         BLOCK,
         ROWS,
     )

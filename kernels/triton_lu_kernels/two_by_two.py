@@ -26,8 +26,8 @@ from . import blocks, field, launch, layout, permutation
 @triton.jit
 def _top_and_bottom(pivots):
     """Where the upper 16 rows of X, and where the lower ones, lie in P X."""
-    destination = permutation.destinations(pivots, 32)
-    return tl.split(tl.permute(tl.reshape(destination, (1, 2, 16)), (0, 2, 1)))
+    order = permutation.order(pivots, 32)
+    return tl.split(tl.permute(tl.reshape(order, (1, 2, 16)), (0, 2, 1)))
 
 
 @triton.jit
@@ -40,21 +40,21 @@ def _vjp(out, LU, pivots, G):
         # X22 = vjp(G22)
         G22 = blocks.load(G, 16, 16)
         X22 = blocks.vjp(B22, L22_inverse, U22_inverse, G22)
-        blocks.store(out, X22, 16, 16, destination=bottom)
+        blocks.store(out, X22, 16, 16, order=bottom)
 
         # X21 = (G21 - X22 U12^H) U11^-H
         U12 = blocks.load(LU, 0, 16)
         G21 = blocks.load(G, 16, 0)
         G21 = field.subtract(G21, field.dot(X22, blocks.adjoint(U12)))
         X21 = field.dot(G21, blocks.adjoint(U11_inverse))
-        blocks.store(out, X21, 16, 0, destination=bottom)
+        blocks.store(out, X21, 16, 0, order=bottom)
 
         # X12 = L11^-H (G12 - L21^H X22)
         L21 = blocks.load(LU, 16, 0)
         G12 = blocks.load(G, 0, 16)
         G12 = field.subtract(G12, field.dot(blocks.adjoint(L21), X22))
         X12 = field.dot(blocks.adjoint(L11_inverse), G12)
-        blocks.store(out, X12, 0, 16, destination=top)
+        blocks.store(out, X12, 0, 16, order=top)
 
         # X11 = vjp(G11 - tril(X12 U12^H, -1) - triu(L21^H X21))
         G11 = blocks.load(G, 0, 0)
@@ -62,7 +62,7 @@ def _vjp(out, LU, pivots, G):
         G11 = field.subtract(G11, blocks.merge(lower, field.dot(blocks.adjoint(L21), X21)))
         B11 = blocks.load(LU, 0, 0, DIAGONAL=1.0)
         X11 = blocks.vjp(B11, L11_inverse, U11_inverse, G11)
-        blocks.store(out, X11, 0, 0, destination=top)
+        blocks.store(out, X11, 0, 0, order=top)
 
 
 @triton.jit
@@ -73,26 +73,26 @@ def _jvp(out, LU, pivots, E):
     top, bottom = _top_and_bottom(pivots)
     if LU.shape[0] > 0:  # true: a branch for the sake of compile time
         # dB11 = jvp(dA11)
-        dA11 = blocks.load(E, 0, 0, source=top)
+        dA11 = blocks.load(E, 0, 0, order=top)
         dB11 = blocks.jvp(B11, L11_inverse, U11_inverse, dA11)
         blocks.store(out, dB11, 0, 0)
 
         # dU12 = L11^-1 (dA12 - dL11 U12)
         U12 = blocks.load(LU, 0, 16)
-        dA12 = blocks.load(E, 0, 16, source=top)
+        dA12 = blocks.load(E, 0, 16, order=top)
         dA12 = field.subtract(dA12, field.dot(blocks.strictly_lower(dB11), U12))
         dU12 = field.dot(L11_inverse, dA12)
         blocks.store(out, dU12, 0, 16)
 
         # dL21 = (dA21 - L21 dU11) U11^-1
         L21 = blocks.load(LU, 16, 0)
-        dA21 = blocks.load(E, 16, 0, source=bottom)
+        dA21 = blocks.load(E, 16, 0, order=bottom)
         dA21 = field.subtract(dA21, field.dot(L21, blocks.upper(dB11)))
         dL21 = field.dot(dA21, U11_inverse)
         blocks.store(out, dL21, 16, 0)
 
         # dB22 = jvp(dA22 - dL21 U12 - L21 dU12)
-        dA22 = blocks.load(E, 16, 16, source=bottom)
+        dA22 = blocks.load(E, 16, 16, order=bottom)
         dA22 = field.subtract(dA22, field.dot(dL21, U12))
         dA22 = field.subtract(dA22, field.dot(L21, dU12))
         B22 = blocks.load(LU, 16, 16, DIAGONAL=1.0)

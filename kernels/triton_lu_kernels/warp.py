@@ -31,7 +31,7 @@ from . import field, launch, layout, permutation, substitution
 def _vjp(out, LU, pivots, G, N: tl.constexpr):
     B = layout.load_tile(LU, N, N, 1.0)
     G = layout.load_tile(G, N, N)
-    destination = permutation.destinations(pivots, N)
+    order = permutation.order(pivots, N)
 
     # tril(L^H G, -1) + triu(G U^H). Products and solves are with L^T and U^T, of the conjugated B.
     factors = layout.unstack(field.conjugate(B))
@@ -46,13 +46,13 @@ def _vjp(out, LU, pivots, G, N: tl.constexpr):
     rows = substitution.solve(negated, rows, UPPER=False, TRANSPOSED=True)
     cols = substitution.solve(negated, layout.turn(rows), UPPER=True, TRANSPOSED=False)
 
-    layout.store_tile(out, layout.stack(cols), destination=destination)  # P X
+    layout.store_tile(out, layout.stack(cols), order=order)  # P X
 
 
 @triton.jit
 def _jvp(out, LU, pivots, E, N: tl.constexpr):
-    source = permutation.destinations(pivots, N)
-    dA = layout.load_tile(E, N, N, source=source)  # P^T E
+    order = permutation.order(pivots, N)
+    dA = layout.load_tile(E, N, N, order=order)  # P^T E
     B = layout.load_tile(LU, N, N, 1.0)
 
     # M = L^-1 dA U^-1; `negated` for the same reason as in `_vjp`
@@ -74,8 +74,8 @@ def _jvp(out, LU, pivots, E, N: tl.constexpr):
 
 @triton.jit
 def _curvature(out, D, pivots, Y, N: tl.constexpr):
-    source = permutation.destinations(pivots, N)
-    X = layout.load_tile(Y, N, N, source=source)  # P^T Y
+    order = permutation.order(pivots, N)
+    X = layout.load_tile(Y, N, N, order=order)  # P^T Y
     D = layout.load_tile(D, N, N)
 
     # -tril(X dU^H, -1) - triu(dL^H X)

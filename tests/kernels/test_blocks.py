@@ -31,7 +31,7 @@ def move(
     batch, exists = layout.batch_of_one(tl.program_id(0), shape)
     rows = shape[0] - 1 - (col + tl.arange(0, COLS) if TRANSPOSED else row + tl.arange(0, ROWS))[None, :]
     rows = rows if BACKWARDS else None
-    block = blocks.load(layout.Matrix(*x, shape, batch, exists, RAGGED), row, col, ROWS, COLS, TRANSPOSED, source=rows)
+    block = blocks.load(layout.Matrix(*x, shape, batch, exists, RAGGED), row, col, ROWS, COLS, TRANSPOSED, order=rows)
     blocks.store(layout.Matrix(*out, shape, batch, exists, RAGGED), block, row, col, TRANSPOSED, rows)
 
 

@@ -71,9 +71,7 @@ def move(
     index = tl.broadcast_to(tl.arange(0, ROWS)[None, :], (MATRICES, ROWS))
     source = ROWS - 1 - index if PERMUTED else None
     destination = 2 * index if PERMUTED else None
-    tile = layout.load_tile(
-        layout.Matrix(*x, shape, batch, exists, RAGGED), ROWS, COLS, row=row, col=col, source=source
-    )
+    tile = layout.load_tile(layout.Matrix(*x, shape, batch, exists, RAGGED), ROWS, COLS, row=row, col=col, order=source)
     layout.store_tile(layout.Matrix(*out, shape, batch, exists, RAGGED), tile, row, col, destination)
 
 

@@ -14,7 +14,7 @@ from triton.language import constexpr
 from triton.runtime import JITFunction, driver
 from triton_lu_kernels import launch, warp
 from triton_lu_kernels.launch import Launch, Strided
-from triton_lu_kernels.permutation import order_kernel
+from triton_lu_kernels.permutation import permutation_kernel
 
 from benchmarks.host import SilentDevice, silent
 from tests.support.matrices import problem
@@ -254,7 +254,7 @@ def test_private_names_of_kernels(name, device, monkeypatch):
     found = prepared(device, *call)
     (call_again,) = registration.prepared_calls.values()
     (compiled,) = call_again.kernels
-    assert hasattr(order_kernel, name) or hasattr(compiled, name)
+    assert hasattr(permutation_kernel, name) or hasattr(compiled, name)
     registration.prepared_calls.clear()
 
     def less(kernel, launched, *others):
