@@ -31,7 +31,7 @@ if os.environ["TRITON_INTERPRET"] == "1":
 
 def pytest_configure(config):
     """Compiled kernels are kept per checkout: in them are the names of its files, where the emulator reads lines."""
-    os.environ.setdefault("TRITON_CACHE_DIR", str(config.cache.mkdir("triton")))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "triton"))
 
 
 def pytest_collection_modifyitems(items):
