@@ -15,6 +15,13 @@ OURS = {
     "linalg.lu_factor": triton_lu.linalg.lu_factor,
     "linalg.lu_factor_ex": triton_lu.linalg.lu_factor_ex,
     "linalg.lu_solve": triton_lu.linalg.lu_solve,
+    "linalg.slogdet": triton_lu.linalg.slogdet,
+    "linalg.det": triton_lu.linalg.det,
+    "logdet": triton_lu.linalg.logdet,
+    "linalg.solve": triton_lu.linalg.solve,
+    "linalg.solve_ex": triton_lu.linalg.solve_ex,
+    "linalg.inv": triton_lu.linalg.inv,
+    "linalg.inv_ex": triton_lu.linalg.inv_ex,
 }
 FACTORIZATIONS = ("lu", "linalg.lu", "linalg.lu_factor", "linalg.lu_factor_ex")
 SINGLE = (torch.float32, torch.complex64)
