@@ -20,9 +20,17 @@ from torch.return_types import (  # type: ignore[attr-defined]
 )
 
 from triton_lu import ops
-from triton_lu.api import factorization, lu_unpack
+from triton_lu.api import factorization, inverse, lu_unpack, solution
 from triton_lu.autograd_key import below_autograd, without_autocast
-from triton_lu.validation import computed, overridable, require_bool, require_tensor, type_name
+from triton_lu.validation import (
+    computed,
+    overridable,
+    require_bool,
+    require_right_hand_sides,
+    require_square,
+    require_tensor,
+    type_name,
+)
 
 
 @overridable
@@ -149,7 +157,7 @@ def slogdet(A: Tensor, *, out: Sequence[Tensor] | None = None) -> linalg_slogdet
                 [ 1.0000, -0.5000]])
     """
     name = "linalg.slogdet"
-    A = _square(name, A)
+    A = require_square(name, A)
     with without_autocast(A):
         sign, logabsdet, _, _ = ops.slogdet(A)
     return linalg_slogdet(_written(name, (sign, logabsdet), out))
@@ -174,7 +182,7 @@ def det(A: Tensor, *, out: Tensor | None = None) -> Tensor:
         tensor([[ 4., -2.],
                 [-2.,  1.]])
     """
-    A = _square("linalg.det", A)
+    A = require_square("linalg.det", A)
     with without_autocast(A):
         value, _, _ = ops.det(A)
     return _written("linalg.det", (value,), None if out is None else (out,))[0]
@@ -192,7 +200,7 @@ def logdet(A: Tensor) -> Tensor:
         tensor(1.7918)
     """
     name = "linalg.logdet"
-    A = _square(name, A)
+    A = require_square(name, A)
     with without_autocast(A):
         sign, logabsdet, _, _ = ops.slogdet(A)
     if A.is_complex():
@@ -226,7 +234,7 @@ def solve(A: Tensor, B: Tensor, *, left: bool = True, out: Tensor | None = None)
         >>> triton_lu.linalg.solve(A, B)
         tensor([1., 2.])
     """
-    X, infos = _solve("linalg.solve", A, B, left)
+    X, _, _, infos = solution("linalg.solve", A, B, left)
     ops.check(infos, "linalg.solve")
     return _written("linalg.solve", (X,), None if out is None else (out,))[0]
 
@@ -246,7 +254,7 @@ def solve_ex(
     """
     name = "linalg.solve_ex"
     require_bool(name, "check_errors", check_errors)
-    X, infos = _solve(name, A, B, left)
+    X, _, _, infos = solution(name, A, B, left)
     if check_errors:
         ops.check(infos, name)
     return linalg_solve_ex(_written(name, (X, infos), out))
@@ -266,7 +274,7 @@ def inv(A: Tensor, *, out: Tensor | None = None) -> Tensor:
         tensor([[-3.0000,  1.0000],
                 [ 2.0000, -0.5000]])
     """
-    X, infos = _inverse("linalg.inv", A)
+    X, infos = inverse("linalg.inv", A)
     ops.check(infos, "linalg.inv")
     return _written("linalg.inv", (X,), None if out is None else (out,))[0]
 
@@ -283,41 +291,10 @@ def inv_ex(A: Tensor, *, check_errors: bool = False, out: Sequence[Tensor] | Non
         tensor(1, dtype=torch.int32)
     """
     require_bool("linalg.inv_ex", "check_errors", check_errors)
-    X, infos = _inverse("linalg.inv_ex", A)
+    X, infos = inverse("linalg.inv_ex", A)
     if check_errors:
         ops.check(infos, "linalg.inv_ex")
     return linalg_inv_ex(_written("linalg.inv_ex", (X, infos), out))
-
-
-def _square(name: str, A: Tensor) -> Tensor:
-    """A, square, in the dtype of the computation."""
-    require_tensor(name, "A", A)
-    if A.ndim < 2 or A.shape[-2] != A.shape[-1]:
-        raise RuntimeError(f"`{name}` expects A of shape [..., n, n]; got {tuple(A.shape)}")
-    return computed(name, "a matrix", A)
-
-
-def _inverse(name: str, A: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse and infos."""
-    A = _square(name, A)
-    with without_autocast(A):
-        LU, pivots, infos = ops.factor(A.detach())
-        return ops.inverse(A, LU, pivots), infos
-
-
-def _solve(name: str, A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, Tensor]:
-    """The solution and infos."""
-    require_bool(name, "left", left)
-    A = _square(name, A)
-    require_tensor(name, "B", B)
-    B = computed(name, "B", B)
-    is_vector = left and (B.ndim == 1 or B.shape == A.shape[:-1])
-    columns = B.unsqueeze(-1) if is_vector else B
-    _require_right_hand_sides(name, "A", A, columns, left)
-    with without_autocast(A):
-        LU, pivots, infos = ops.factor(A.detach())
-        X = ops.solve(A, LU, pivots, columns, left, False)
-    return X.squeeze(-1) if is_vector else X, infos
 
 
 def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
@@ -367,21 +344,4 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
             f"`{name}` expects pivots of dtype torch.int32 and shape {tuple(LU.shape[:-1])}; "
             f"got {pivots.dtype} and {tuple(pivots.shape)}"
         )
-    _require_right_hand_sides(name, "LU", LU, B, left)
-
-
-def _require_right_hand_sides(name: str, argument: str, A: Tensor, B: Tensor, left: bool) -> None:
-    """That B fits the matrices A, an argument of that name."""
-    if B.ndim < 2:
-        raise RuntimeError(f"`{name}` expects B of 2 or more dimensions; got shape {tuple(B.shape)}")
-    if B.dtype != A.dtype:
-        raise RuntimeError(f"`{name}` expects {argument} and B of the same dtype; got {A.dtype} and {B.dtype}")
-    n = A.shape[-1]
-    if B.shape[-2 if left else -1] != n:
-        expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
-        raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
-    batches = tuple(A.shape[:-2]), tuple(B.shape[:-2])
-    if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
-        raise RuntimeError(
-            f"`{name}` expects batches of {argument} and B that broadcast; got {batches[0]} and {batches[1]}"
-        )
+    require_right_hand_sides(name, "LU", LU, B, left)

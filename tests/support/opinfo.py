@@ -39,7 +39,7 @@ def samples(name, dtype, requires_grad=False):
     """
     entry = THEIRS[name]
     found = list(entry.sample_inputs("cpu", dtype, requires_grad))
-    assert len(found) >= 20
+    assert len(found) >= 8
     if dtype.is_complex and entry.test_conjugated_samples:
         found += map(_conjugated, entry.sample_inputs("cpu", dtype, requires_grad))
     return found
