@@ -371,8 +371,9 @@ class Adjugate(Operator):
 
     @staticmethod
     def _inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-        is_singular = (LU.diagonal(dim1=-2, dim2=-1) == 0).any(-1)
-        return torch.where(is_singular[..., None, None], torch.nan, inverse(A, LU, pivots))
+        """A⁻¹, full of NaN where A is singular: there some entries are infinite, or NaN."""
+        X = inverse(A, LU, pivots)
+        return X + (0 * X).sum((-2, -1), keepdim=True)
 
     @classmethod
     def backward(cls, ctx: Any, G: Tensor) -> tuple[Any, ...]:
