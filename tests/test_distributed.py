@@ -228,6 +228,29 @@ def two_dimensions_of_devices():
         assert_close(D.grad.full_tensor(), torch.func.grad(lambda A: triton_lu.lu(A)[0].sum())(A))
 
 
+def determinants_and_inverses():
+    A, B = torch.randn(4, 3, 3, dtype=torch.float64), torch.randn(4, 3, 2, dtype=torch.float64)
+    for function in (
+        lambda A, B: triton_lu.linalg.slogdet(A).logabsdet,
+        lambda A, B: triton_lu.linalg.det(A),
+        lambda A, B: triton_lu.linalg.inv_ex(A).inverse,
+        lambda A, B: triton_lu.linalg.solve_ex(A, B).result,
+        lambda A, B: triton_lu.linalg.solve_ex(A, B.mT, left=False).result,
+    ):
+        results = []
+        for a, b in ((distribute(A, Shard(0)), distribute(B, Shard(0))), (A, B)):
+            a = a.clone().requires_grad_()
+            with CommDebugMode() as communication:
+                value = function(a, b)
+                (first,) = torch.autograd.grad(value.sin().sum(), a, create_graph=True)
+                (second,) = torch.autograd.grad(first.sin().sum(), a)
+            assert not counts(communication)
+            results.append((value, first, second))
+        for ours, expected in zip(*results, strict=True):
+            assert ours.placements == (Shard(0),)
+            assert_close(ours.full_tensor(), expected)
+
+
 def singular_matrix():
     A = torch.randn(4, 5, 5)
     A[3, :, 1] = 0
@@ -277,6 +300,7 @@ def compiled():
         operators_that_solve_inside,
         derivatives_of_higher_order,
         two_dimensions_of_devices,
+        determinants_and_inverses,
         singular_matrix,
     ],
 )

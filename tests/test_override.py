@@ -16,7 +16,7 @@ from torch.linalg import lu_factor as imported_before
 from torch.utils.checkpoint import checkpoint
 
 import triton_lu
-from triton_lu._install import TAG
+from triton_lu._version import __version__
 from triton_lu.bench.timing import peak_bytes
 
 FUNCTIONS = {
@@ -28,6 +28,20 @@ FUNCTIONS = {
     "torch.linalg.lu_solve": lambda A: torch.linalg.lu_solve(*packed(A), A.mT, left=False, adjoint=True),
     "torch.lu_solve": lambda A: torch.lu_solve(A.mT, *packed(A)),
     "torch.Tensor.lu_solve": lambda A: A.mT.lu_solve(*packed(A)),
+    "torch.linalg.slogdet": lambda A: torch.linalg.slogdet(A).logabsdet,
+    "torch.slogdet": lambda A: torch.slogdet(A).logabsdet,
+    "torch.logdet": torch.logdet,
+    "torch.Tensor.slogdet": lambda A: A.slogdet().logabsdet,
+    "torch.Tensor.logdet": lambda A: A.logdet(),
+    "torch.linalg.det": torch.linalg.det,
+    "torch.det": torch.det,
+    "torch.Tensor.det": lambda A: A.det(),
+    "torch.linalg.solve": lambda A: torch.linalg.solve(A, A.sin()),
+    "torch.linalg.solve_ex": lambda A: torch.linalg.solve_ex(A, A[..., 0].sin())[0],
+    "torch.linalg.inv": torch.linalg.inv,
+    "torch.linalg.inv_ex": lambda A: torch.linalg.inv_ex(A).inverse,
+    "torch.inverse": torch.inverse,
+    "torch.Tensor.inverse": lambda A: A.inverse(),
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -86,12 +100,14 @@ def test_replaced_and_equal_to_torch(name, taken_over):
     torch.testing.assert_close(ours, expected)
 
 
+SECOND = {"hessian", "forward over forward", "reverse over forward", "vmap of hessian"}
 TRANSFORMS = {
     "jacrev": jacrev,
     "jacfwd": jacfwd,
     "hessian": hessian,
     "forward over forward": lambda f: jacfwd(jacfwd(f)),
     "reverse over forward": lambda f: jacrev(jacfwd(f)),
+    "vmap of hessian": lambda f: vmap(hessian(f)),
     "vmap": vmap,
     "vmap of jacrev": lambda f: vmap(jacrev(f)),
     "jvp": lambda f: lambda A: jvp(f, (A,), (A.sin(),))[1],
@@ -105,6 +121,9 @@ def test_every_derivative(name, transform, taken_over):
     with taken_over():
         ours = function(A)
     triton_lu.uninstall()
+    if transform in SECOND:  # PyTorch's are right in reverse over reverse mode alone
+        batched, second = vmap if transform.startswith("vmap") else lambda f: f, jacrev(jacrev(FUNCTIONS[name]))
+        function = batched(second)
     expected = function(A)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(ours, expected)
@@ -127,7 +146,7 @@ def test_autograd_and_forward_mode(name, taken_over):
     torch.testing.assert_close(tangent, jvp(function, (A.detach(),), (E,))[1])
 
 
-@every_function
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "lu" in name or "linalg" in name])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled(name, backend, taken_over):
     A, function = matrix(3, 4, 4).requires_grad_(), FUNCTIONS[name]
@@ -143,7 +162,11 @@ def test_compiled(name, backend, taken_over):
 
 def names(result):
     """Of a named tuple."""
-    return {name for name in ("P", "L", "U", "LU", "pivots", "info") if hasattr(result, name)}
+    return {
+        name
+        for name in ("P", "L", "U", "LU", "pivots", "info", "sign", "logabsdet", "result", "inverse")
+        if hasattr(result, name)
+    }
 
 
 def test_results_are_the_tuples_of_torch(taken_over):
@@ -155,6 +178,10 @@ def test_results_are_the_tuples_of_torch(taken_over):
         lambda: torch.lu(A),
         lambda: torch.lu(A, get_infos=True),
         lambda: A.lu(True, True),
+        lambda: torch.linalg.slogdet(A),
+        lambda: A.slogdet(),
+        lambda: torch.linalg.solve_ex(A, A),
+        lambda: torch.linalg.inv_ex(A),
     )
     with taken_over():
         ours = [call() for call in calls]
@@ -217,6 +244,53 @@ def test_checkpointing(taken_over):
     torch.testing.assert_close(ours, grad(torch.lu(A)[0].sin().sum(), A)[0])
 
 
+@pytest.mark.parametrize("kind", ["lu", "slogdet", "det", "solve", "inv"])
+@pytest.mark.parametrize("how", ["override", "install"])
+def test_only_what_is_asked_for(kind, how):
+    A = matrix(3, 3).requires_grad_()
+    context = triton_lu.override(only=[kind]) if how == "override" else nullcontext(triton_lu.install(only=[kind]))
+    with context:
+        found = {name for name, function in FUNCTIONS.items() if runs_here(function, A)}
+    of_kind = {
+        "lu": {name for name in FUNCTIONS if ".lu" in name},
+        "slogdet": {name for name in FUNCTIONS if "logdet" in name},
+        "det": {name for name in FUNCTIONS if name.endswith(".det")},
+        "solve": {"torch.linalg.solve", "torch.linalg.solve_ex"},
+        "inv": {name for name in FUNCTIONS if ".inv" in name},
+    }
+    assert found == of_kind[kind]
+
+
+@pytest.mark.parametrize("function", [triton_lu.override, triton_lu.install])
+@pytest.mark.parametrize("only", ["lu", ["lu", "qr"]])
+def test_only_what_there_is(function, only):
+    with pytest.raises(ValueError, match="expects only to be a collection of 'lu', 'slogdet', 'det', 'solve', 'inv'"):
+        function(only=only)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.linalg.slogdet, torch.linalg.det, torch.logdet, torch.linalg.inv, lambda A: torch.linalg.solve(A, A)],
+)
+def test_what_is_not_square_is_an_error(function, taken_over):
+    for A in (matrix(3, 3)[:2].requires_grad_(), torch.ones(3, requires_grad=True)):
+        with taken_over(), pytest.raises(RuntimeError):
+            function(A)
+
+
+def test_singular_systems_raise_where_they_do_in_torch(taken_over):
+    A = torch.zeros(3, 3, requires_grad=True)
+    with taken_over():
+        for function in (
+            torch.linalg.inv,
+            lambda A: torch.linalg.solve(A, A),
+            lambda A: torch.linalg.inv_ex(A, check_errors=True),
+        ):
+            with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+                function(A)
+        assert torch.linalg.inv_ex(A).info == torch.linalg.solve_ex(A, A).info == 1
+
+
 # override
 
 
@@ -226,7 +300,7 @@ def test_calls_are_counted_by_name():
         for function in FUNCTIONS.values():
             function(A)
         imported_before(A)
-        torch.linalg.det(A)
+        torch.linalg.cholesky_ex(A)
         torch.lu_unpack(*packed(A))
     assert override.calls == {**dict.fromkeys(FUNCTIONS, 1), "torch.linalg.lu_factor": 2}
 
@@ -335,10 +409,10 @@ def test_install_and_uninstall_any_number_of_times():
     A = matrix(3, 3).requires_grad_()
     tag = torch.compiler.config.cache_key_tag
     for _ in range(2):
-        triton_lu.install()
+        triton_lu.install(only=["lu", "det"])
         triton_lu.install()
         assert runs_here(torch.linalg.lu_factor, A)
-        assert torch.compiler.config.cache_key_tag == tag + TAG
+        assert torch.compiler.config.cache_key_tag == f"{tag}[triton_lu.install {__version__}: det lu]"
         triton_lu.uninstall()
         triton_lu.uninstall()
         assert not runs_here(torch.linalg.lu_factor, A)
@@ -380,7 +454,7 @@ def test_install_holds_for_every_thread(installed):
     assert type(found[0]).__name__ == "FactorBackward"
 
 
-@every_function
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if not name.endswith(".det")])
 def test_install_leaves_what_is_not_differentiated(name, installed):
     A, function = matrix(3, 4, 4).requires_grad_(), FUNCTIONS[name]
     with torch.no_grad():
@@ -409,8 +483,9 @@ def test_install_leaves_inference_mode(installed):
 
 
 @pytest.mark.parametrize("function", [torch.linalg.det, torch.linalg.inv, torch.linalg.slogdet, torch.linalg.solve])
-def test_install_keeps_the_derivatives_of_other_operators(function, installed):
+def test_install_keeps_the_derivatives_of_other_operators(function):
     """Some of their backwards call the replaced operators."""
+    triton_lu.install(only=["lu"])
     A = matrix(2, 3, 3).requires_grad_()
 
     def value(A):
@@ -428,7 +503,8 @@ def test_install_keeps_the_derivatives_of_other_operators(function, installed):
 
 
 @pytest.mark.parametrize("operation", [torch.linalg.solve, lambda A, B: torch.linalg.slogdet(A)[1]])
-def test_install_adds_no_memory_to_the_backwards_of_other_operators(operation, installed):
+def test_install_adds_no_memory_to_the_backwards_of_other_operators(operation):
+    triton_lu.install(only=["lu"])
     A, B = matrix(40, 40).requires_grad_(), torch.randn(50, 40, 1, dtype=torch.float64)
     value = operation(A, B).sum()
     memory = [peak_bytes(lambda: grad(value, A, retain_graph=True))]

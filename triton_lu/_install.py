@@ -1,10 +1,10 @@
-"""`install` and `uninstall`: the LU operators of PyTorch on this package, for the whole process.
+"""`install` and `uninstall`: the operators of PyTorch that factorize by LU on this package, for the whole process.
 
 The kernels registered here replace those under the Autograd keys of ATen's operators. Below autograd nothing changes,
 so that `triton_lu/aten_backend.py` still finds PyTorch's own factorization there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import Lock
 from typing import Any
 
@@ -13,34 +13,42 @@ from torch import Tensor
 
 from triton_lu import linalg, ops, plan
 from triton_lu._version import __version__
+from triton_lu.api import solution
 from triton_lu.autograd_key import is_differentiated
-from triton_lu.validation import DTYPES
-
-TAG = f"[triton_lu.install {__version__}]"
+from triton_lu.validation import DTYPES, FAMILY, require_family, require_square
 
 _library: torch.library.Library | None = None
+_tag = ""
+"""What is in the keys of caches while it is installed."""
 _lock = Lock()
 
 
-def install() -> None:
-    """Run the LU operators of PyTorch on this package in the whole process, on CPU and CUDA, until `uninstall()`.
+def install(only: Collection[str] = FAMILY) -> None:
+    """Run the LU family of PyTorch on this package in the whole process, on CPU and CUDA, until `uninstall()`.
 
-    Replaced are aten::linalg_lu_factor_ex, linalg_lu and linalg_lu_solve, in every thread, whoever calls them: their
-    functions and methods in Python (torch.linalg.lu_factor, torch.lu, Tensor.lu ... are made of them), TorchScript,
-    C++ and the backwards of other operators. Forward and backward, autograd, torch.func and torch.compile.
+    Replaced are the operators aten::
 
-    Where nothing is differentiated and the result would be PyTorch's own (solutions; factorizations with pivots on a
-    CPU), its own operator runs, and takes 3 µs longer.
+    - "lu": linalg_lu_factor_ex, linalg_lu and linalg_lu_solve,
+    - "slogdet": _linalg_slogdet, "det": _linalg_det, "solve": _linalg_solve_ex, "inv": linalg_inv_ex,
+
+    in every thread, whoever calls them: their functions and methods in Python (torch.lu, torch.logdet, Tensor.det,
+    torch.linalg.solve ... are made of them), TorchScript, C++ and the backwards of other operators. Forward and
+    backward, autograd, torch.func and torch.compile.
+
+    Where nothing is differentiated and the result would be PyTorch's own (whatever is not a determinant, with pivots on
+    a CPU), its own operator runs, and takes 3 µs longer.
+
+    Args:
+        only: which of these five; all by default.
 
     Left to PyTorch: variants with `out`, dtypes other than float32, float64, complex64 and complex128, devices other
     than CPU and CUDA, inference mode (it has no derivatives to replace), and torch.lu_unpack, the same in both.
-    torch.linalg.det, solve and inv have operators of their own that factor inside and keep their derivatives.
 
     Code compiled before stays as it was until `torch._dynamo.reset()`. Caches of compiled code on disk are kept apart
     from those of processes without it by `torch.compiler.config.cache_key_tag`, which belongs to the thread in
     recent versions of PyTorch: call `install()` in the thread that compiles.
 
-    Calling it twice does nothing more.
+    Calling it twice does nothing more: to choose anew, call `uninstall()` first.
 
     Example:
         >>> triton_lu.install()
@@ -49,16 +57,20 @@ def install() -> None:
         'FactorBackward'
         >>> triton_lu.uninstall()
     """
-    global _library
+    global _library, _tag
+    require_family("install", only)
     with _lock:
         if _library is not None:
             return
         _library = torch.library.Library("aten", "IMPL")
-        for name, (replacement, is_native) in REPLACEMENTS.items():
+        for name, (kind, replacement, is_native) in REPLACEMENTS.items():
+            if kind not in only:
+                continue
             for key in ("AutogradCPU", "AutogradCUDA"):
                 native = torch.library.get_kernel(f"aten::{name}", key)
                 _library.impl(name, _kernel(native, replacement, is_native), key, with_keyset=True)
-        torch.compiler.config.cache_key_tag += TAG
+        _tag = f"[triton_lu.install {__version__}: {' '.join(sorted(set(only)))}]"
+        torch.compiler.config.cache_key_tag += _tag
 
 
 def uninstall() -> None:
@@ -73,7 +85,7 @@ def uninstall() -> None:
         if _library is None:
             return
         _library = None  # registrations live as long as their library
-        before, _, after = torch.compiler.config.cache_key_tag.rpartition(TAG)  # others may have appended theirs
+        before, _, after = torch.compiler.config.cache_key_tag.rpartition(_tag)  # others may have appended theirs
         torch.compiler.config.cache_key_tag = before + after
 
 
@@ -88,19 +100,42 @@ def _lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoi
     return ops.LuSolve.autograd(LU, pivots, B, left, adjoint)
 
 
-def _is_native(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -> bool:
+def _slogdet(A: Tensor) -> tuple[Tensor, ...]:
+    return ops.Slogdet.autograd(require_square("linalg.slogdet", A))
+
+
+def _det(A: Tensor) -> tuple[Tensor, ...]:
+    return ops.Det.autograd(require_square("linalg.det", A))
+
+
+def _solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> tuple[Tensor, ...]:
+    X, LU, pivots, infos = solution("linalg.solve", A, B, left)
+    if check_errors:
+        ops.check(infos, "linalg.solve")
+    return X, LU, pivots, infos
+
+
+def _is_native(A: Tensor, *_: Tensor, pivot: bool = True, **__: bool) -> bool:
     """Whether a factorization here would be one call of PyTorch's."""
     return pivot and not ops.Factor.by_kernel(A, on_cuda=A.is_cuda) and not plan.one_by_one(A.shape, A.device.type)
 
 
-def _is_native_solve(*_: Tensor, **__: bool) -> bool:
+def _always(*_: Tensor, **__: bool) -> bool:
     return True
 
 
-REPLACEMENTS: dict[str, tuple[Callable[..., Any], Callable[..., bool]]] = {
-    "linalg_lu_factor_ex": (_lu_factor_ex, _is_native),
-    "linalg_lu": (linalg.lu, _is_native),
-    "linalg_lu_solve": (_lu_solve, _is_native_solve),
+def _never(*_: Tensor, **__: bool) -> bool:
+    return False
+
+
+REPLACEMENTS: dict[str, tuple[str, Callable[..., Any], Callable[..., bool]]] = {
+    "linalg_lu_factor_ex": ("lu", _lu_factor_ex, _is_native),
+    "linalg_lu": ("lu", linalg.lu, _is_native),
+    "linalg_lu_solve": ("lu", _lu_solve, _always),
+    "_linalg_slogdet": ("slogdet", _slogdet, _is_native),
+    "_linalg_det": ("det", _det, _never),  # PyTorch's may overflow
+    "_linalg_solve_ex": ("solve", _solve_ex, _is_native),
+    "linalg_inv_ex": ("inv", linalg.inv_ex, _is_native),
 }
 
 

@@ -1,4 +1,4 @@
-"""`lu`, `lu_unpack` and `permutation`.
+"""`lu`, `lu_unpack` and `permutation`, and what functions in `linalg.py` and `_install.py` share.
 
 The derivatives are derived in docs/mathematics.md; the packed format is that of LAPACK's getrf.
 """
@@ -8,7 +8,14 @@ from torch import Tensor
 
 from triton_lu import ops
 from triton_lu.autograd_key import without_autocast
-from triton_lu.validation import computed, overridable, require_bool, require_tensor
+from triton_lu.validation import (
+    computed,
+    overridable,
+    require_bool,
+    require_right_hand_sides,
+    require_square,
+    require_tensor,
+)
 
 
 @overridable
@@ -129,3 +136,26 @@ def factorization(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Te
         )
     with without_autocast(A):
         return ops.factor(computed(name, "a matrix", A), pivot)
+
+
+def inverse(name: str, A: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse and infos; errors are those of the public function of that name."""
+    A = require_square(name, A)
+    with without_autocast(A):
+        LU, pivots, infos = ops.factor(A.detach())
+        return ops.inverse(A, LU, pivots), infos
+
+
+def solution(name: str, A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
+    """The solution, LU, pivots and infos; errors are those of the public function of that name."""
+    require_bool(name, "left", left)
+    A = require_square(name, A)
+    require_tensor(name, "B", B)
+    B = computed(name, "B", B)
+    is_vector = left and (B.ndim == 1 or B.shape == A.shape[:-1])
+    columns = B.unsqueeze(-1) if is_vector else B
+    require_right_hand_sides(name, "A", A, columns, left)
+    with without_autocast(A):
+        LU, pivots, infos = ops.factor(A.detach())
+        X = ops.solve(A, LU, pivots, columns, left, False)
+    return X.squeeze(-1) if is_vector else X, LU, pivots, infos

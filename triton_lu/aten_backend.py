@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import elimination, numpy_backend, plan, row_order, solve
+from triton_lu import determinant, elimination, numpy_backend, plan, row_order
+from triton_lu import solve as solving
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -52,7 +53,38 @@ def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return LU, pivots, infos
 
 
-permutation, lu_solve, lu_solve_vjp = row_order.permutation, solve.lu_solve, solve.lu_solve_vjp
+permutation = row_order.permutation
+lu_solve, lu_solve_vjp = solving.lu_solve, solving.lu_solve_vjp
+
+
+def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A -> (sign, log|det A|, LU, pivots)."""
+    LU, pivots, _ = factor(A, True)
+    return *determinant.signed_log(LU, pivots), LU, pivots
+
+
+def det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A -> (det A, LU, pivots)."""
+    LU, pivots, _ = factor(A, True)
+    return determinant.determinant(LU, pivots), LU, pivots
+
+
+# In what follows the derivatives are with respect to A, and the values are found from its factors
+
+
+def adjugate(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+    """(A, LU, pivots) -> adj(A)."""
+    return determinant.adjugate(LU, pivots)
+
+
+def inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+    """(A, LU, pivots) -> A⁻¹."""
+    return solving.inverse(LU, pivots)
+
+
+def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
+    """(A, LU, pivots, B) -> X with A X = B or the like."""
+    return lu_solve(LU, pivots, B, left, adjoint)
 
 
 def _small_form(name: str, X: Tensor) -> str | None:

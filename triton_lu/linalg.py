@@ -10,12 +10,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
+from torch.return_types import (  # type: ignore[attr-defined]
+    linalg_inv_ex,
+    linalg_lu,
+    linalg_lu_factor,
+    linalg_lu_factor_ex,
+    linalg_slogdet,
+    linalg_solve_ex,
+)
 
 from triton_lu import ops
-from triton_lu.api import factorization, lu_unpack
+from triton_lu.api import factorization, inverse, lu_unpack, solution
 from triton_lu.autograd_key import below_autograd, without_autocast
-from triton_lu.validation import computed, overridable, require_bool, require_tensor, type_name
+from triton_lu.validation import (
+    computed,
+    overridable,
+    require_bool,
+    require_right_hand_sides,
+    require_square,
+    require_tensor,
+    type_name,
+)
 
 
 @overridable
@@ -116,6 +131,172 @@ def lu_solve(
     return _written(name, (X,), None if out is None else (out,))[0]
 
 
+@overridable
+def slogdet(A: Tensor, *, out: Sequence[Tensor] | None = None) -> linalg_slogdet:
+    """(sign, logabsdet) with det A = sign exp(logabsdet): as `torch.linalg.slogdet`.
+
+    Args:
+        A: [..., n, n], float32, float64, complex64 or complex128; float16 and bfloat16 are converted to float32.
+
+    Returns:
+        sign: [...] of A's dtype, -1, 0 or 1, of a complex matrix a number of modulus 1 or 0.
+        logabsdet: [...] real; -inf, with the sign 0, where A is singular.
+
+    Differentiable with respect to A, in reverse and forward mode, to every order; the gradient of logabsdet is A⁻ᴴ. Of
+    a singular matrix it holds inf and NaN, those of the others in a batch are not touched by it.
+
+    Raises:
+        TypeError: A is no tensor. RuntimeError: A is not square. NotImplementedError: any other dtype; A is not dense.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0], [4.0, 6.0]], requires_grad=True)
+        >>> sign, logabsdet = triton_lu.linalg.slogdet(A)
+        >>> logabsdet.backward()
+        >>> A.grad  # the inverse of Aᵀ
+        tensor([[-3.0000,  2.0000],
+                [ 1.0000, -0.5000]])
+    """
+    name = "linalg.slogdet"
+    A = require_square(name, A)
+    with without_autocast(A):
+        sign, logabsdet, _, _ = ops.slogdet(A)
+    return linalg_slogdet(_written(name, (sign, logabsdet), out))
+
+
+@overridable
+def det(A: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The determinant: as `torch.linalg.det`, of A as for `slogdet`.
+
+    Returns [...] of A's dtype. It over- or underflows only if the result does, not if the product of some pivots would.
+
+    Differentiable with respect to A, in reverse and forward mode. The gradient, the conjugate transpose of the
+    adjugate, exists for every A: where the rank is n - 1 it has rank 1, where it is less it is zero. Derivatives of
+    higher orders are those of det(A) A⁻¹, and NaN where A is singular (U has a zero on its diagonal).
+
+    Raises: as `slogdet`.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 2.0], [2.0, 4.0]], requires_grad=True)
+        >>> triton_lu.linalg.det(A).backward()
+        >>> A.grad
+        tensor([[ 4., -2.],
+                [-2.,  1.]])
+    """
+    A = require_square("linalg.det", A)
+    with without_autocast(A):
+        value, _, _ = ops.det(A)
+    return _written("linalg.det", (value,), None if out is None else (out,))[0]
+
+
+@overridable
+def logdet(A: Tensor) -> Tensor:
+    """The logarithm of the determinant: as `torch.logdet`, of A as for `slogdet`.
+
+    Returns [...] of A's dtype: -inf where A is singular, NaN where the determinant of a real A is negative, of a
+    complex one the principal value. Differentiable as `slogdet`. Raises: as `slogdet`.
+
+    Example:
+        >>> triton_lu.linalg.logdet(torch.tensor([[1.0, 0.0], [4.0, 6.0]]))
+        tensor(1.7918)
+    """
+    name = "linalg.logdet"
+    A = require_square(name, A)
+    with without_autocast(A):
+        sign, logabsdet, _, _ = ops.slogdet(A)
+    if A.is_complex():
+        return sign.log() + logabsdet
+    return torch.where(sign == -1, torch.nan, logabsdet)
+
+
+@overridable
+def solve(A: Tensor, B: Tensor, *, left: bool = True, out: Tensor | None = None) -> Tensor:
+    """X with A X = B: as `torch.linalg.solve`.
+
+    Args:
+        A: [..., n, n], float32, float64, complex64 or complex128; float16 and bfloat16 are converted to float32.
+        B: [..., n, k], or with left=False [..., k, n], of the dtype of A; the batches of A and B broadcast. With
+            left=True also vectors: [n], or [..., n] with the batch of A.
+        left: with False solve X A = B.
+
+    Returns:
+        [..., n, k], [..., k, n] or [..., n].
+
+    Differentiable with respect to A and B, in reverse and forward mode, to every order, at one solve with Aᴴ and one
+    outer product for a gradient.
+
+    Raises:
+        torch.linalg.LinAlgError: A is singular. TypeError: an argument is no tensor, left no bool.
+        NotImplementedError: any other dtype. RuntimeError: A is not square, A and B differ in dtype, or the shapes do
+        not fit each other.
+
+    Example:
+        >>> A, B = torch.tensor([[1.0, 2.0], [4.0, 6.0]]), torch.tensor([5.0, 16.0])
+        >>> triton_lu.linalg.solve(A, B)
+        tensor([1., 2.])
+    """
+    X, _, _, infos = solution("linalg.solve", A, B, left)
+    ops.check(infos, "linalg.solve")
+    return _written("linalg.solve", (X,), None if out is None else (out,))[0]
+
+
+@overridable
+def solve_ex(
+    A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False, out: Sequence[Tensor] | None = None
+) -> linalg_solve_ex:
+    """(result, info): as `torch.linalg.solve_ex`; see `solve` for arguments and derivatives.
+
+    `info` is 0, or counts the first zero pivot, in int32 with the batch of A. Raises `torch.linalg.LinAlgError` for one
+    only with check_errors, and synchronizes the device only then.
+
+    Example:
+        >>> triton_lu.linalg.solve_ex(torch.zeros(2, 2), torch.ones(2)).info
+        tensor(1, dtype=torch.int32)
+    """
+    name = "linalg.solve_ex"
+    require_bool(name, "check_errors", check_errors)
+    X, _, _, infos = solution(name, A, B, left)
+    if check_errors:
+        ops.check(infos, name)
+    return linalg_solve_ex(_written(name, (X, infos), out))
+
+
+@overridable
+def inv(A: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The inverse: as `torch.linalg.inv`, of A as for `slogdet`.
+
+    Differentiable with respect to A, in reverse and forward mode, to every order, at two products each.
+
+    Raises:
+        torch.linalg.LinAlgError: A is singular. Others as `slogdet`.
+
+    Example:
+        >>> triton_lu.linalg.inv(torch.tensor([[1.0, 2.0], [4.0, 6.0]]))
+        tensor([[-3.0000,  1.0000],
+                [ 2.0000, -0.5000]])
+    """
+    X, infos = inverse("linalg.inv", A)
+    ops.check(infos, "linalg.inv")
+    return _written("linalg.inv", (X,), None if out is None else (out,))[0]
+
+
+@overridable
+def inv_ex(A: Tensor, *, check_errors: bool = False, out: Sequence[Tensor] | None = None) -> linalg_inv_ex:
+    """(inverse, info): as `torch.linalg.inv_ex`; see `inv` for its argument and derivatives.
+
+    `info` is 0, or counts the first zero pivot, in int32. Raises `torch.linalg.LinAlgError` for one only with
+    check_errors, and synchronizes the device only then.
+
+    Example:
+        >>> triton_lu.linalg.inv_ex(torch.zeros(2, 2)).info
+        tensor(1, dtype=torch.int32)
+    """
+    require_bool("linalg.inv_ex", "check_errors", check_errors)
+    X, infos = inverse("linalg.inv_ex", A)
+    if check_errors:
+        ops.check(infos, "linalg.inv_ex")
+    return linalg_inv_ex(_written("linalg.inv_ex", (X, infos), out))
+
+
 def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
     """The results, in `out` if that is given."""
     if out is None:
@@ -154,9 +335,8 @@ def _resize_(target: Tensor, result: Tensor) -> None:
 
 
 def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool) -> None:
-    for argument, x in (("LU", LU), ("B", B)):
-        if x.ndim < 2:
-            raise RuntimeError(f"`{name}` expects {argument} of 2 or more dimensions; got shape {tuple(x.shape)}")
+    if LU.ndim < 2:
+        raise RuntimeError(f"`{name}` expects LU of 2 or more dimensions; got shape {tuple(LU.shape)}")
     if LU.shape[-2] != LU.shape[-1]:
         raise RuntimeError(f"`{name}` expects LU of shape [..., n, n]; got {tuple(LU.shape)}")
     if pivots.dtype != torch.int32 or pivots.shape != LU.shape[:-1]:
@@ -164,12 +344,4 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
             f"`{name}` expects pivots of dtype torch.int32 and shape {tuple(LU.shape[:-1])}; "
             f"got {pivots.dtype} and {tuple(pivots.shape)}"
         )
-    if B.dtype != LU.dtype:
-        raise RuntimeError(f"`{name}` expects LU and B of the same dtype; got {LU.dtype} and {B.dtype}")
-    n = LU.shape[-1]
-    if B.shape[-2 if left else -1] != n:
-        expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
-        raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
-    batches = tuple(LU.shape[:-2]), tuple(B.shape[:-2])
-    if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
-        raise RuntimeError(f"`{name}` expects batches of LU and B that broadcast; got {batches[0]} and {batches[1]}")
+    require_right_hand_sides(name, "LU", LU, B, left)

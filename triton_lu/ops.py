@@ -21,6 +21,13 @@ of their arguments, and each other's derivatives.
 A solution X = lu_solve(LU, pivots, B) is linear in its right-hand sides B, with itself for derivatives. Its gradients
 with respect to LU and B are one operator, `lu_solve_vjp`, which is differentiated as the triangular solves and products
 that it consists of.
+
+What torch.linalg computes by one factorization goes by another rule: LU and pivots are constants, known for the sake of
+time, and derivatives are with respect to A itself,
+
+    d log det A = tr(A⁻¹ dA),   d det A = tr(adj(A) dA),   d A⁻¹ = -A⁻¹ dA A⁻¹,   d X = solve(dB - dA X),
+
+where the inverse, the adjugate and the solution are operators on A, with LU and pivots beside it.
 """
 
 from functools import reduce
@@ -30,8 +37,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu import solve
+from triton_lu import solve as solving
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
+from triton_lu.precision import full_precision
 from triton_lu.registration import Operator, on_triton, register
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
@@ -241,7 +249,7 @@ class LuSolve(Operator):
             along_B = None if dB is None else lu_solve(LU, pivots, dB, *ctx.equation)
             if dLU is None:
                 return _total(along_B)
-            along_LU = solve.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
+            along_LU = solving.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
             return _total(along_B, along_LU)
 
 
@@ -266,6 +274,208 @@ class LuSolveVjp(Operator):
         return _solved_batch(op, info, in_dims, args, all_batched=True), (0, 0)
 
 
+class Slogdet(Operator):
+    """A -> (sign, log|det A|, LU, pivots), LU and pivots without a derivative."""
+
+    schema = "slogdet(Tensor A) -> (Tensor sign, Tensor logabsdet, Tensor LU, Tensor pivots)"
+    matrix = 0
+    by_kernel = LuSolve.by_kernel
+
+    @staticmethod
+    def shapes(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        LU, pivots, _ = empty_factors(A)
+        batch = A.shape[:-2]
+        return A.new_empty(batch), A.new_empty(batch, dtype=A.dtype.to_real()), LU, pivots
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        sign, _, LU, pivots = output
+        ctx.mark_non_differentiable(LU, pivots)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[1], LU, pivots, sign)
+        ctx.save_for_forward(inputs[1], LU, pivots, sign)
+
+    @staticmethod
+    def backward(ctx: Any, of_sign: Tensor | None, of_log: Tensor | None, *_: None) -> tuple[Any, ...]:
+        A, LU, pivots, sign = ctx.saved_tensors
+        G = of_log
+        if A.is_complex() and of_sign is not None:  # d sign = i Im(tr(A⁻¹ dA)) sign
+            phase = (of_sign.conj() * sign).imag
+            G = torch.complex(torch.zeros_like(phase) if G is None else G, -phase)
+        if G is None:
+            return None, None
+        with without_autocast(G):
+            return None, G[..., None, None] * inverse(A, LU, pivots).mH
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
+        A, LU, pivots, sign = ctx.saved_tensors
+        with tangent_mode():
+            change = _trace(inverse(primal(A), LU, pivots), dA)
+            sign = primal(sign)
+            if not A.is_complex():
+                return torch.zeros_like(sign), change, None, None
+            phase = torch.complex(torch.zeros_like(change.imag), change.imag)
+            return phase * sign, change.real, None, None
+
+
+class Det(Operator):
+    """A -> (det A, LU, pivots), LU and pivots without a derivative."""
+
+    schema = "det(Tensor A) -> (Tensor result, Tensor LU, Tensor pivots)"
+    matrix = 0
+    by_kernel = LuSolve.by_kernel
+
+    @staticmethod
+    def shapes(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        LU, pivots, _ = empty_factors(A)
+        return A.new_empty(A.shape[:-2]), LU, pivots
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, LU, pivots = output
+        ctx.mark_non_differentiable(LU, pivots)
+        ctx.save_for_backward(inputs[1], LU, pivots)
+        ctx.save_for_forward(inputs[1], LU, pivots)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor, *_: None) -> tuple[Any, ...]:
+        with without_autocast(G):
+            return None, G[..., None, None] * adjugate(*ctx.saved_tensors).mH
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
+        A, LU, pivots = ctx.saved_tensors
+        with tangent_mode():
+            return _trace(adjugate(primal(A), LU, pivots), dA), None, None
+
+
+class Adjugate(Operator):
+    """(A, LU, pivots) -> C = adj(A), of singular matrices too; its derivative, with X = A⁻¹, only of regular ones:
+
+    d C = tr(X dA) C - X dA C, and NaN where A is singular.
+    """
+
+    schema = "adjugate(Tensor A, Tensor LU, Tensor pivots) -> Tensor"
+    matrix = 0
+    by_kernel = LuSolve.by_kernel
+
+    @staticmethod
+    def shapes(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+        return empty_column_major(A)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:], output)
+        ctx.save_for_forward(*inputs[1:], output)
+
+    @staticmethod
+    def _inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+        """A⁻¹, full of NaN where A is singular: there some entries are infinite, or NaN."""
+        X = inverse(A, LU, pivots)
+        return X + (0 * X).sum((-2, -1), keepdim=True)
+
+    @classmethod
+    def backward(cls, ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        A, LU, pivots, C = ctx.saved_tensors
+        with without_autocast(G), full_precision(G):
+            XH = cls._inverse(A, LU, pivots).mH
+            return None, _trace(C.mH, G)[..., None, None] * XH - XH @ G @ C.mH, None, None
+
+    @classmethod
+    def jvp(cls, ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
+        A, LU, pivots, C = ctx.saved_tensors
+        with tangent_mode(), full_precision(dA):
+            X, C = cls._inverse(primal(A), LU, pivots), primal(C)
+            return _trace(X, dA)[..., None, None] * C - X @ dA @ C
+
+
+class Inverse(Operator):
+    """(A, LU, pivots) -> X = A⁻¹: d X = -X dA X."""
+
+    schema = "inverse(Tensor A, Tensor LU, Tensor pivots) -> Tensor"
+    matrix = 0
+    by_kernel = LuSolve.by_kernel
+
+    @staticmethod
+    def shapes(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+        return empty_column_major(A)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        (X,) = ctx.saved_tensors
+        with without_autocast(G), full_precision(G):
+            return None, (X.mH @ G @ X.mH).neg(), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
+        (X,) = ctx.saved_tensors
+        with tangent_mode(), full_precision(dA):
+            X = primal(X)
+            return (X @ dA @ X).neg()
+
+
+def _trace(X: Tensor, Y: Tensor) -> Tensor:
+    """tr(X Y)."""
+    return (X.mT * Y).sum((-2, -1))
+
+
+class Solve(Operator):
+    """(A, LU, pivots, B) -> X with A X = B or the like, as `lu_solve`: d X = solve(dB - dA X)."""
+
+    schema = "solve(Tensor A, Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor"
+    matrix = 0
+    by_kernel = LuSolve.by_kernel
+
+    @staticmethod
+    def shapes(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
+        return LuSolve.shapes(LU, pivots, B, left, adjoint)
+
+    @classmethod
+    def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return _solved_batch(op, info, in_dims, args, all_batched=False), 0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, A, LU, pivots, B, *ctx.equation = inputs
+        ctx.shape = B.shape
+        saved = (A, LU, pivots, output) if A.requires_grad else (A, LU, pivots)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(A, LU, pivots, output)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        A, LU, pivots, *solution = ctx.saved_tensors
+        left, adjoint = ctx.equation
+        with without_autocast(G):
+            W = solve(A, LU, pivots, G, left, not adjoint)
+            A_grad = None
+            if ctx.needs_input_grad[1]:
+                (X,) = solution
+                A_grad = solving.solve_gradient(LU, pivots, X, W, left, adjoint)
+            B_grad = W.sum_to_size(ctx.shape) if ctx.needs_input_grad[4] else None
+            return None, A_grad, None, None, B_grad, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor | None, __: None, ___: None, dB: Tensor | None, *____: None) -> Tensor:
+        A, LU, pivots, X = ctx.saved_tensors
+        left, adjoint = ctx.equation
+        with tangent_mode():
+            change = None
+            if dA is not None:
+                X, dA = primal(X), dA.mH if adjoint else dA
+                with full_precision(X):
+                    change = (dA @ X if left else X @ dA).neg()
+            elif dB is not None:
+                dB = dB.expand_as(X)
+            return solve(primal(A), LU, pivots, _total(change, dB), left, adjoint)
+
+
 def _solved_batch(
     op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...], *, all_batched: bool
 ) -> Any:
@@ -273,8 +483,10 @@ def _solved_batch(
     *tensors, left, adjoint = args
     batched = [dim is not None for dim in in_dims[: len(tensors)]]
     ranks = [x.ndim - is_batched - 2 for x, is_batched in zip(tensors, batched, strict=True)]
-    ranks[1] += 1  # pivots
-    batched[0] = batched[1] = batched[0] or batched[1]
+    pivots = 2 if op is solve else 1
+    ranks[pivots] += 1
+    of_matrix = slice(pivots + 1)
+    batched[of_matrix] = [any(batched[of_matrix])] * (pivots + 1)
 
     def to_front(x: Tensor, dim: int | None, is_batched: bool, rank: int) -> Tensor:
         if all_batched or is_batched:
@@ -346,3 +558,4 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
 factor, vjp, jvp, curvature, mixed, lu_solve, lu_solve_vjp, permutation, check = register(
     Factor, Vjp, Jvp, Curvature, Mixed, LuSolve, LuSolveVjp, Permutation, Check
 )
+slogdet, det, adjugate, inverse, solve = register(Slogdet, Det, Adjugate, Inverse, Solve)

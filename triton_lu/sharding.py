@@ -26,13 +26,17 @@ def _batched(op: torch._ops.OpOverload, core_ndim: int) -> None:
 
 
 for _op, _operator in OPERATORS.items():
-    if _op not in (ops.lu_solve, ops.lu_solve_vjp):
+    if _op not in (ops.lu_solve, ops.lu_solve_vjp, ops.solve):
         _batched(_op, _operator.core_ndim)
 _batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority
 
 
 @register_sharding(ops.lu_solve)
 def _lu_solve(LU: Any, pivots: Any, B: Any, left: bool, adjoint: bool) -> list[tuple[list[Any], list[Any]]]:
+    return _systems(LU, B, left)
+
+
+def _systems(LU: Any, B: Any, left: bool) -> list[tuple[list[Any], list[Any]]]:
     whole: Any = Replicate()
     rank = max(LU.ndim, B.ndim)
     choices = [([whole], [whole, whole, whole, None, None])]
@@ -41,6 +45,11 @@ def _lu_solve(LU: Any, pivots: Any, B: Any, left: bool, adjoint: bool) -> list[t
         if of_LU != whole or of_B != whole:
             choices.append(([Shard(rank + dim)], [of_LU, of_LU, of_B, None, None]))
     return choices
+
+
+@register_sharding(ops.solve)
+def _solve(A: Any, LU: Any, pivots: Any, B: Any, left: bool, adjoint: bool) -> list[tuple[list[Any], list[Any]]]:
+    return [(result, [of_LU, of_LU, *rest]) for result, (of_LU, *rest) in _systems(LU, B, left)]
 
 
 @register_sharding(ops.lu_solve_vjp)

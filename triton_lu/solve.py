@@ -29,6 +29,26 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -
     return X if left else X.conj_physical_()
 
 
+def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool, adjoint: bool) -> Tensor:
+    """The gradient with respect to A of the solution X, where W is that with respect to the right-hand sides.
+
+    It is -W Xᴴ, summed over the batch along which A does not vary.
+    """
+    if not left:
+        return solve_gradient(LU, pivots, _mH(X), _mH(W), True, not adjoint)
+    if adjoint:
+        X, W = W, X
+    system = _System(LU, pivots, X.shape)
+    with full_precision(X):
+        return (system.fold(W) @ _mH(system.fold(X))).view(LU.shape).neg()
+
+
+def inverse(LU: Tensor, pivots: Tensor) -> Tensor:
+    """A⁻¹, column-major."""
+    identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device).expand_as(LU)
+    return torch.linalg.lu_solve(LU, pivots, identity)
+
+
 def lu_solve_vjp(
     LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor, G: Tensor, left: bool, adjoint: bool
 ) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Checks of arguments, and the protocol `__torch_function__`, for the public functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -12,6 +12,8 @@ from triton_lu.autograd_key import is_torch_function_enabled
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+FAMILY = ("lu", "slogdet", "det", "solve", "inv")
+"""What `override` and `install` take over."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -49,6 +51,36 @@ def require_tensor(name: str, argument: str, x: object) -> None:
         raise NotImplementedError(f"`{name}` expects {argument} to be dense (torch.strided); got {x.layout}")
     if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
         from triton_lu import sharding  # noqa: F401  registers the sharding rules
+
+
+def require_square(name: str, A: Tensor) -> Tensor:
+    """A, square, in the dtype of the computation."""
+    require_tensor(name, "A", A)
+    if A.ndim < 2 or A.shape[-2] != A.shape[-1]:
+        raise RuntimeError(f"`{name}` expects A of shape [..., n, n]; got {tuple(A.shape)}")
+    return computed(name, "a matrix", A)
+
+
+def require_right_hand_sides(name: str, argument: str, A: Tensor, B: Tensor, left: bool) -> None:
+    """That B fits the matrices A, an argument of that name."""
+    if B.ndim < 2:
+        raise RuntimeError(f"`{name}` expects B of 2 or more dimensions; got shape {tuple(B.shape)}")
+    if B.dtype != A.dtype:
+        raise RuntimeError(f"`{name}` expects {argument} and B of the same dtype; got {A.dtype} and {B.dtype}")
+    n = A.shape[-1]
+    if B.shape[-2 if left else -1] != n:
+        expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
+        raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
+    batches = tuple(A.shape[:-2]), tuple(B.shape[:-2])
+    if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
+        raise RuntimeError(
+            f"`{name}` expects batches of {argument} and B that broadcast; got {batches[0]} and {batches[1]}"
+        )
+
+
+def require_family(name: str, only: Collection[str]) -> None:
+    if isinstance(only, str) or not set(only) <= set(FAMILY):
+        raise ValueError(f"`{name}` expects only to be a collection of {', '.join(map(repr, FAMILY))}; got {only!r}")
 
 
 def require_bool(name: str, argument: str, x: object) -> None:

@@ -15,6 +15,13 @@ OURS = {
     "linalg.lu_factor": triton_lu.linalg.lu_factor,
     "linalg.lu_factor_ex": triton_lu.linalg.lu_factor_ex,
     "linalg.lu_solve": triton_lu.linalg.lu_solve,
+    "linalg.slogdet": triton_lu.linalg.slogdet,
+    "linalg.det": triton_lu.linalg.det,
+    "logdet": triton_lu.linalg.logdet,
+    "linalg.solve": triton_lu.linalg.solve,
+    "linalg.solve_ex": triton_lu.linalg.solve_ex,
+    "linalg.inv": triton_lu.linalg.inv,
+    "linalg.inv_ex": triton_lu.linalg.inv_ex,
 }
 FACTORIZATIONS = ("lu", "linalg.lu", "linalg.lu_factor", "linalg.lu_factor_ex")
 SINGLE = (torch.float32, torch.complex64)
@@ -32,7 +39,7 @@ def samples(name, dtype, requires_grad=False):
     """
     entry = THEIRS[name]
     found = list(entry.sample_inputs("cpu", dtype, requires_grad))
-    assert len(found) >= 20
+    assert len(found) >= 8
     if dtype.is_complex and entry.test_conjugated_samples:
         found += map(_conjugated, entry.sample_inputs("cpu", dtype, requires_grad))
     return found

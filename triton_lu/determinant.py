@@ -1,0 +1,96 @@
+"""Determinants and adjugates from A = P L U, in ATen operations."""
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from triton_lu.solve import inverse
+
+MANTISSAS = 64  # whose product, at least 2⁻⁶⁴ and at most 2³², no dtype rounds to zero or infinity
+
+
+def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
+    """(sign, log|det|) of P L U."""
+    diagonal = LU.diagonal(dim1=-2, dim2=-1)
+    return diagonal.sgn().prod(-1) * _parity(pivots), diagonal.abs().log_().sum(-1)
+
+
+def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
+    """det(P L U), which neither over- nor underflows unless the result does."""
+    diagonal = LU.diagonal(dim1=-2, dim2=-1)
+    if not LU.is_cuda and _is_moderate(diagonal):
+        return diagonal.prod(-1).mul_(_parity(pivots))
+    return _scaled(*_product(diagonal)) * _parity(pivots)
+
+
+def adjugate(LU: Tensor, pivots: Tensor) -> Tensor:
+    """adj(P L U), column-major: det(A) A⁻¹, or its limit where U has zeros on its diagonal."""
+    diagonal = LU.diagonal(dim1=-2, dim2=-1)
+    is_zero = diagonal == 0
+    mantissa, exponent = _product(diagonal)
+    factor = (mantissa * _parity(pivots))[..., None, None]
+    regular = _scaled(inverse(LU, pivots) * factor, exponent[..., None, None])
+    if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):  # a look at it on a GPU would synchronize it
+        return regular
+    return torch.where(is_zero.any(-1)[..., None, None], _adjugate_of_singular(LU, pivots, is_zero), regular)
+
+
+def _adjugate_of_singular(LU: Tensor, pivots: Tensor, is_zero: Tensor) -> Tensor:
+    """adj(U) L⁻¹ det(P) Pᵀ, where U has zeros on its diagonal, the first at i and the last at j.
+
+    The adjugate of U is c v wᵀ: U v = 0 with v_i = 1 and no entries below, wᵀ U = 0 with w_j = 1 and none before. Its
+    entry at (i, j) is c = det(U + e_j e_iᵀ), zero where the rank is less than n - 1.
+    """
+    n = LU.shape[-1]
+    number = torch.arange(n, device=LU.device)
+    row, column = number[:, None], number
+    first = is_zero.int().argmax(-1)[..., None, None]
+    last = n - 1 - is_zero.flip(-1).int().argmax(-1)[..., None, None]
+    U, identity = LU.triu(), torch.eye(n, dtype=LU.dtype, device=LU.device)
+    v = solve_triangular(torch.where(row < first, U, identity), (row == first).to(LU.dtype), upper=True)
+    w = solve_triangular(torch.where(column > last, U, identity), (column == last).to(LU.dtype), upper=True, left=False)
+    w = solve_triangular(LU, w, upper=False, left=False, unitriangular=True)
+    order = torch.ops.triton_lu.permutation(pivots, n).unsqueeze(-2)
+    w = torch.empty_like(w).scatter_(-1, order, w)
+    bordered = torch.where((row == last) & (column == first), 1, U)
+    factors, exchanges, _ = torch.ops.triton_lu.factor(bordered)
+    mantissa, exponent = _product(factors.diagonal(dim1=-2, dim2=-1))
+    factor = mantissa * _parity(exchanges) * _parity(pivots)
+    return _scaled(v * w * factor[..., None, None], exponent[..., None, None])
+
+
+def _parity(pivots: Tensor) -> Tensor:
+    """det P."""
+    steps = torch.arange(1, pivots.shape[-1] + 1, dtype=pivots.dtype, device=pivots.device)
+    return 1 - 2 * ((pivots != steps).sum(-1) & 1)
+
+
+def _is_moderate(x: Tensor) -> bool:
+    """Whether no product of some of the entries over- or underflows."""
+    if x.numel() == 0:
+        return True
+    smallest, largest = map(float, x.abs().aminmax())
+    limit = torch.finfo(x.dtype).max ** (0.5 / x.shape[-1])
+    return 1 / limit <= smallest and largest <= limit
+
+
+def _product(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The product over the last dimension as a number of moderate size and a power of two."""
+    exponents = torch.zeros(x.shape[:-1], dtype=torch.int32, device=x.device)
+    while True:
+        parts = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.unsqueeze(-1)
+        exponent = parts.abs().amax(-1).frexp().exponent
+        x = _scaled(x, -exponent)
+        exponents = exponents + exponent.sum(-1, dtype=torch.int32)
+        if x.shape[-1] <= MANTISSAS:
+            return x.prod(-1), exponents
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % MANTISSAS), value=1).unflatten(-1, (-1, MANTISSAS)).prod(-1)
+
+
+def _scaled(x: Tensor, exponent: Tensor) -> Tensor:
+    """x 2^exponent, in two factors: the power alone may overflow."""
+    real = x.dtype.to_real()
+    most = 1023 if real == torch.float64 else 127
+    half = (exponent // 2).clamp(-most, most)
+    rest = (exponent - half).clamp(-most, most)
+    return x * half.to(real).exp2() * rest.to(real).exp2()
