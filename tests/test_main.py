@@ -16,8 +16,9 @@ import triton_lu
 from triton_lu import aten_backend, reference
 from triton_lu.__main__ import main
 from triton_lu.bench.timing import Timing, interleaved, peak_bytes, wall_clock
-from triton_lu.cli import InputError, demo, doctor, matrixfile, served_by
+from triton_lu.cli import demo, doctor, matrixfile, served_by
 from triton_lu.cli.matrixfile import read
+from triton_lu.command import InputError
 from triton_lu.validation import DTYPES
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,21 @@ def test_bad_input_is_one_line_and_exit_code_2():
     code, out, err = triton_lu_command("demo", "no/such/file.npy")
     assert (code, out) == (2, "")
     assert err == "triton_lu: error: no/such/file.npy: No such file or directory\n"
+
+
+@pytest.mark.parametrize("command", [["demo", DATA / "faults.npy"], ["doctor"]])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "triton_lu", *map(str, command)],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert (done.returncode, done.stderr) == (2, "triton_lu: error: No space left on device\n")
 
 
 def test_an_interrupt_is_exit_code_130_without_traceback():

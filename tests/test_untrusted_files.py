@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from triton_lu.cli import InputError
 from triton_lu.cli.matrixfile import read
+from triton_lu.command import InputError
 
 
 class Bomb:

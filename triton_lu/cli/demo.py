@@ -14,7 +14,8 @@ from torch import Tensor
 import triton_lu
 from triton_lu import reference
 from triton_lu.bench.timing import interleaved, peak_bytes, wall_clock
-from triton_lu.cli import InputError, dtype_name, matrixfile, served_by
+from triton_lu.cli import matrixfile, served_by
+from triton_lu.command import InputError, chosen_device, dtype_name
 
 CAPTION = """\
 Errors are Frobenius norms, the worst of the batch with singular ones left out: of Pᵀ A - L U relative to A, and of the
@@ -25,9 +26,7 @@ PyTorch's, below 1 is less. Times are medians of interleaved runs."""
 
 def run(args: Namespace) -> int:
     """Prints the table; a row appears as soon as it is measured."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device")
+    device = chosen_device(args.device)
     matrices = matrixfile.read(args.file).items() if args.file else well_known()
     problems = [(name, _cast(name, A, args.dtype)) for name, A in matrices]
     table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))

@@ -17,7 +17,8 @@ from torch import Tensor
 import triton_lu
 from triton_lu import hardware, reference
 from triton_lu.calibration import triton_version
-from triton_lu.cli import dtype_name, served_by
+from triton_lu.cli import served_by
+from triton_lu.command import dtype_name
 from triton_lu.validation import DTYPES
 
 SHAPES = ((520, 4, 4), (5, 20, 12), (5, 12, 20), (3, 48, 48), (150, 150))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triton_lu.cli import InputError
+from triton_lu.command import InputError
 
 LIMIT = 2**28
 """The most elements of a dense array that is read."""
