@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex  # type: ignore[attr-defined]
 
 from triton_lu import ops
 from triton_lu.api import factorization, lu_unpack
 from triton_lu.autograd_key import below_autograd, without_autocast
+from triton_lu.return_types import linalg_lu, linalg_lu_factor, linalg_lu_factor_ex
 from triton_lu.validation import computed, overridable, require_bool, require_tensor, type_name
 
 
