@@ -1,4 +1,4 @@
-"""The command line: `python -m triton_lu demo [FILE]`, `doctor` and `bench`.
+"""The command line: `python -m triton_lu demo [FILE ...]`, `doctor` and `bench`.
 
 Exit codes: 0, or 1 when a check of `doctor` failed or `bench` met a wrong result of this package, 2 for input that
 cannot be used or output that cannot be written, 130 when interrupted.
@@ -27,11 +27,12 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="accuracy, time and memory of the gradient for given matrices")
     command.description = "Factors matrices, differentiates, and prints accuracy, time and memory beside PyTorch's own."
     command.add_argument(
-        "file",
-        nargs="?",
+        "files",
+        nargs="*",
         type=Path,
-        help="a matrix or a batch of matrices [..., m, n] in .npy, any number of them in .npz, or a matrix in .mtx "
-        "(Matrix Market); without it, well-known matrices",
+        metavar="FILE",
+        help="a matrix or a batch of matrices [..., m, n] in .npy, any number of them in .npz or .pt, a matrix in .mtx "
+        "or .mtx.gz (Matrix Market), or - for one of these from standard input; without it, well-known matrices",
     )
     command.add_argument("--dtype", choices=list(map(dtype_name, DTYPES)), help="convert the matrices to it")
     command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")

@@ -12,13 +12,13 @@ LU, pivots = triton_lu.lu(A, get_infos=True)  # wrong: there are infos
 triton_lu.lu([[1.0]])  # wrong: no tensor
 triton_lu.lu(A, pivots=False)  # wrong: no such argument
 F = linalg.lu_factor(A)
-F.info  # wrong: lu_factor_ex has them
+print(F.info)  # wrong: lu_factor_ex has them
 linalg.lu_factor(A, False)  # wrong: pivot is named
-linalg.lu_factor_ex(A).infos  # wrong: info
+print(linalg.lu_factor_ex(A).infos)  # wrong: info
 linalg.lu_solve(*linalg.lu_factor_ex(A), B)  # wrong: info is no right-hand side
 linalg.lu_solve(F, B)  # wrong: LU and pivots are two arguments
 P, L = linalg.lu(A)  # wrong: three
 triton_lu.backend("cuda")  # wrong: no such backend
 triton_lu.permutation(pivots)  # wrong: the number of rows is missing
 with triton_lu.override() as override:
-    override.count  # wrong: calls
+    print(override.count)  # wrong: calls
