@@ -527,7 +527,6 @@ def test_unusable_arrays_are_left_out_and_named(tmp_path, capsys):
     assert f"left out: {path}: expected a matrix or a batch of matrices with elements; vector has shape (3,)" in out
     assert f"left out: {path}: expected real or complex numbers of at most double precision; text is of <U1" in out
     assert f"left out: {path}: objects: holds objects of Python, which are not loaded" in out
-    assert "left out" not in out.partition("3×3 float64")[2]
     assert "3×3 float64" in out
 
 
