@@ -3,12 +3,13 @@
 For every class of regular matrices of `tests/support/matrices.py` the relative error, in the Frobenius norm, of the
 backward of LU. Both providers start from the same LU; single precision is judged by the formula in double precision,
 double precision by the formula in NumPy's extended precision. Of a batch the worst counts. For the ratio PyTorch's
-error is at least the unit roundoff, which storing an exact result may cost. Writes benchmarks/results/cpu/accuracy.csv.
+error is at least the unit roundoff, which storing an exact result may cost. Takes five minutes.
 """
 
+import argparse
 import csv
+import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +22,8 @@ import triton_lu
 from tests.support.matrices import REGULAR, ZOO
 from triton_lu import reference
 from triton_lu.bench import machine
-from triton_lu.cli import dtype_name
+from triton_lu.command import add_output, dtype_name, exit_code, new_file
 
-RESULTS = Path(__file__).parent / "results" / "cpu" / "accuracy.csv"
 SINGLE, DOUBLE = (torch.float32, torch.complex64), (torch.float64, torch.complex128)
 SIZES = {1: (4, 16, 64, 150, 256, 512, 1024, 2048), 8: (4, 16, 64, 128, 150, 256), 600: (4, 8)}
 """n by the size of the batch: both decide how the sweep runs."""
@@ -104,14 +104,17 @@ def show(rows: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    add_output(parser, "accuracy.csv")
+    output = new_file(parser.parse_args())
     rows = [row for problem in track(list(problems()), description="accuracy") if (row := measure(*problem))]
     show(rows)
     about = machine.facts(torch.device("cpu"))
-    with RESULTS.open("w", newline="") as file:
+    with output.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=[*rows[0], *about])
         writer.writeheader()
         writer.writerows({**row, **about} for row in rows)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

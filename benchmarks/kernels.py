@@ -5,14 +5,14 @@ Dynamic ones are counted by `ptxrun`, an emulator of compiled kernels, on some p
 where it cannot be imported, and for GPUs that it does not model, they stay empty. Every time is an ESTIMATE by its
 model of a multiprocessor, never a measurement; docs/performance.md says how far it can be trusted.
 
-A complete run writes benchmarks/results/estimates/kernels.csv, any other nothing without --output. Needs
-TRITON_INTERPRET unset.
+Needs TRITON_INTERPRET unset.
 """
 
 import argparse
 import math
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ import triton_lu
 from triton_lu import plan, triton_backend
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Problem, Size, size
-from triton_lu.cli import dtype_name
+from triton_lu.command import add_output, dtype_name, exit_code, new_file
 from triton_lu.validation import DTYPES
 
 try:
@@ -45,7 +45,6 @@ try:
 except ImportError:
     ptxrun = None
 
-RESULTS = Path(__file__).parent / "results" / "estimates" / "kernels.csv"
 KERNELS = ("factor", "vjp", "jvp", "curvature")
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512)), Size(1, 100, 40))
 GPUS = {"H100": "sm_90", "A100": "sm_80", "B200": "sm_100"}
@@ -261,11 +260,19 @@ def show(table: pd.DataFrame) -> None:
         console.print("The emulator `ptxrun` is not importable: counts and estimates are missing.")
 
 
+def kernel_name(text: str) -> str:
+    if text not in KERNELS:
+        raise argparse.ArgumentTypeError(f"there is no kernel {text!r}; expected one of {', '.join(KERNELS)}")
+    return text
+
+
 def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argparse.ArgumentParser:
     """A parser of which kernels are asked for; `sizes` are the default's."""
     dtypes = list(map(dtype_name, DTYPES))
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description)
-    parser.add_argument("kernels", nargs="*", metavar="kernel", help=f"{', '.join(KERNELS)}; default: all")
+    parser.add_argument(
+        "kernels", nargs="*", type=kernel_name, metavar="kernel", help=f"{', '.join(KERNELS)}; default: all"
+    )
     parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N or MxN")
     parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
     return parser
@@ -274,11 +281,10 @@ def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argp
 def main() -> None:
     parser = parser_of("kernels", __doc__, SIZES)
     parser.add_argument("--gpus", nargs="+", default=GPUS, choices=GPUS, help="what to compile for (default: all)")
-    parser.add_argument("--output", type=Path, help=f"default: {RESULTS.name}, if the run is complete")
+    add_output(parser, "kernels.csv")
     arguments = parser.parse_args()
+    output = new_file(arguments)
     asked = (arguments.gpus, arguments.kernels or KERNELS, arguments.dtypes, arguments.sizes)
-    everything = (GPUS, KERNELS, map(dtype_name, DTYPES), SIZES)
-    complete = ptxrun is not None and all(map(set.issuperset, map(set, asked), everything))
     made_with = {"triton": triton.__version__, "commit": machine.commit(Path(triton_lu.__file__).parent)}
     rows = []
     for gpu, name, dtype_, shape in track(list(product(*asked)), description="kernels"):
@@ -287,15 +293,9 @@ def main() -> None:
             about = {"kernel": name, "m": shape.m, "n": shape.n, "dtype": dtype_, "gpu": gpu, "target": GPUS[gpu]}
             costs = static(name, shape, dtype, GPUS[gpu]) | dynamic(name, shape, dtype, gpu)
             rows.append(about | costs | made_with)
-            if arguments.output:  # row by row: what is done stays when it is interrupted
-                pd.DataFrame(rows).to_csv(arguments.output, index=False)
-    table = pd.DataFrame(rows)
-    show(table)
-    if arguments.output is None and complete:
-        table.to_csv(RESULTS, index=False)
-    elif arguments.output is None:
-        print(f"No file written: {RESULTS.name} holds complete runs only. Name another one with --output.")
+            pd.DataFrame(rows).to_csv(output, index=False)  # row by row: what is done stays when it is interrupted
+    show(pd.DataFrame(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -5,17 +5,17 @@ have: what plans rest on. What it computes is checked first. `us` is the median 
 L2 cache flushed; `graph_us`, where there are several launches, of a CUDA graph of them; `copy_us` what the fewest bytes
 take at the speed of a large copy.
 
-Kernels are compiled beforehand, as many at once as there are cores. Writes benchmarks/results/GPU/times.csv.
+Kernels are compiled beforehand, as many at once as there are cores.
 """
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -26,13 +26,12 @@ from rich.progress import track
 
 import triton_lu
 from benchmarks.kernels import KERNELS, compiling, fewest_bytes, parser_of
-from triton_lu import aten_backend, calibration, ops, plan, reference, registration
+from triton_lu import aten_backend, ops, plan, reference, registration
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Size
 from triton_lu.bench.timing import Clockmaker, event_clock
-from triton_lu.cli import dtype_name
+from triton_lu.command import add_output, dtype_name, exit_code, new_file
 
-RESULTS = Path(__file__).parent / "results"
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512, 1024)), Size(1, 100, 40))
 ELEMENTS = 2**24  # of a batch: more than an L2 cache holds
 CHOICES: dict[type, dict[str, tuple[int, ...]]] = {
@@ -135,13 +134,13 @@ def measure(case: Case, device: str, clockmaker: Clockmaker, graph_clockmaker: C
 def main() -> None:
     parser = parser_of("times", __doc__, SIZES)
     parser.add_argument("--others", action="store_true", help="also in configurations that are not the plan's")
-    parser.add_argument("--output", type=Path, help="default: GPU/times.csv among the results")
+    add_output(parser, "times.csv")
     options = parser.parse_args()
+    output = new_file(options)
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device")
     torch.cuda.set_stream(torch.cuda.Stream())  # on which a graph can be captured
     facts = machine.facts(torch.device("cuda"))
-    output = options.output or RESULTS / calibration.slug(facts["device"]) / "times.csv"
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     wanted = [getattr(torch, name) for name in options.dtypes]
     count = torch.cuda.get_device_properties().multi_processor_count
@@ -165,9 +164,8 @@ def main() -> None:
         rows.append(row | facts)
         us = f"{row['us']:.1f} µs, a copy {copy_us:.1f}" if "us" in row else row["status"]
         console.print(f"{name} {shape} {row['dtype']} {chosen}: {us}")
-        output.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(output, index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -49,7 +49,7 @@ def bench(tmp_path, monkeypatch):
     file = tmp_path / "table.csv"
 
     def command(*options):
-        code = main(["bench", "--output", str(file), *options])
+        code = main(["bench", "--output", str(file), "--force", *options])
         with file.open(newline="") as lines:
             return code, list(csv.DictReader(lines))
 
@@ -202,6 +202,25 @@ def test_an_interrupted_run_keeps_its_rows(tmp_path, monkeypatch, capsys):
     assert f"interrupted: {file} holds what was measured\n" in capsys.readouterr().out
 
 
+def test_a_file_that_exists_is_kept_until_there_is_a_row_in_its_place(tmp_path, monkeypatch, capsys):
+    def interrupted(problem, device):
+        raise KeyboardInterrupt
+
+    file = tmp_path / "table.csv"
+    file.write_text("of another run")
+    command = ["bench", *BACKWARD, "3", "--seconds", "0", "--providers", "torch", "--output", str(file)]
+    assert main(command) == 2
+    expected = f"triton_lu: error: {file} exists: name another file with --output, or overwrite it with --force\n"
+    assert capsys.readouterr().err == expected
+    monkeypatch.setattr(machine, "ceilings", lambda *device_and_dtype, clockmaker: CEILINGS)
+    with monkeypatch.context() as patch:
+        patch.setitem(PROVIDERS, "torch", Provider(interrupted))
+        assert main([*command, "--force"]) == 130
+    assert file.read_text() == "of another run"
+    assert main([*command, "--force"]) == 0
+    assert pandas.read_csv(file).n.tolist() == [3]
+
+
 def test_ceilings_are_speeds():
     seen = machine.ceilings(CPU, torch.float32, constant_clocks(100.0, 10.0))
     assert seen == {
@@ -326,7 +345,8 @@ def test_quick_grid_is_a_part_of_the_full_one():
     )
     assert {(65_536, 4, 4), (16, 512, 512), (1, 8192, 8192)} < {problem.size for problem in full}
     assert {shape.batch * shape.n**2 for shape in FOOTPRINT[1:]} == {4_194_304}
-    assert {problem.dtype for problem in quick} == {torch.float32, torch.float64, torch.complex64}
+    assert {problem.dtype for problem in quick} == {torch.float32}
+    assert {problem.dtype for problem in full} == {torch.float32, torch.float64, torch.complex64}
     assert all(problem.size.m == problem.size.n for problem in full if problem.name in ("logdet", "solve"))
 
 
@@ -343,6 +363,9 @@ def test_sizes_are_read():
         (["--sizes", "1x2x3x4"], "argument --sizes: invalid size value: '1x2x3x4'"),
         (["--problems", "sideways"], "invalid choice: 'sideways'"),
         (["--full", "--calibrate"], "not allowed with argument"),
+        (["--full", "--sizes", "4"], "argument --sizes: not allowed with argument --full"),
+        (["--plot", "table.csv", "--sizes", "4"], "argument --sizes: not allowed with argument --plot"),
+        *((["--seconds", text], f"invalid duration value: '{text}'") for text in ("-1", "nan", "inf", "soon")),
     ],
 )
 def test_usage(options, complaint, capsys):
@@ -362,9 +385,15 @@ def test_what_cannot_be_done_is_one_line(monkeypatch, capsys, tmp_path):
     assert "no problem has these names and sizes" in complaint("--problems", "solve", "--sizes", "3x4")
     table = tmp_path / "table.csv"
     (tmp_path / "file").touch()
-    assert (
-        complaint("--output", tmp_path / "file" / "a.csv") == f"triton_lu: error: {tmp_path}/file/a.csv: File exists\n"
-    )
+    for folder in ("file", "nowhere"):
+        path = tmp_path / folder / "a.csv"
+        assert complaint("--output", path) == f"triton_lu: error: {path}: there is no folder {path.parent}\n"
+    assert complaint("--output", tmp_path) == f"triton_lu: error: {tmp_path}: is a folder\n"
+    assert not (tmp_path / "nowhere").exists()
+    for option in ("--problems=forward", "--dtypes=float32", "--providers=torch", "--output=a.csv", "--force"):
+        for task in (["--plot", table], ["--calibrate"]):
+            assert f"{task[0]} has no use for {option.split('=')[0]}\n" in complaint(*task, option)
+    assert complaint("--plot", table, "--seconds", "0") == "triton_lu: error: --plot has no use for --seconds\n"
     assert "no table of measurements" in complaint("--plot", table)
     table.write_text("a,b\n1,2\n")
     assert "no table of measurements" in complaint("--plot", table)

@@ -1,11 +1,14 @@
-"""The accuracy table: its reference in extended precision, and its rows."""
+"""The accuracy table: its reference in extended precision, its rows, and its file; which kernels are asked for."""
+
+import csv
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import accuracy
+from benchmarks import accuracy, kernels
 from triton_lu import reference
+from triton_lu.command import exit_code
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
@@ -25,3 +28,39 @@ def test_measure(dtype):
         assert 0 < float(row[f"{provider}_error"]) < reference.tolerance(dtype, 24)
     assert row["ratio"] == pytest.approx(float(row["triton_lu_error"]) / float(row["torch_error"]), rel=0.02)
     assert accuracy.measure("wilkinson", 1, 150, torch.float32) is None
+
+
+def test_the_table_goes_to_a_new_file_of_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "problems", lambda: iter([("gaussian", 1, 4, torch.float32)]))
+    monkeypatch.setattr("sys.argv", ["accuracy"])
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(accuracy.main) == 0
+    with open("accuracy.csv", newline="") as file:
+        assert [row["matrices"] for row in csv.DictReader(file)] == ["gaussian"]
+    before = (tmp_path / "accuracy.csv").read_bytes()
+    monkeypatch.setattr(accuracy, "problems", None)  # nothing is measured before the file is made sure of
+    capsys.readouterr()
+    assert exit_code(accuracy.main) == 2
+    assert "accuracy.csv exists: name another file with --output" in capsys.readouterr().err
+    assert (tmp_path / "accuracy.csv").read_bytes() == before
+
+
+def test_help_measures_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accuracy", "--help"])
+    monkeypatch.setattr(accuracy, "problems", None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        accuracy.main()
+    assert exit.value.code == 0
+    assert "--output CSV" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_kernels_by_name(capsys):
+    parser = kernels.parser_of("kernels", "", ())
+    assert parser.parse_args(["vjp", "jvp"]).kernels == ["vjp", "jvp"]
+    assert parser.parse_args([]).kernels == []
+    with pytest.raises(SystemExit) as exit:
+        parser.parse_args(["vpj"])
+    assert exit.value.code == 2
+    assert "there is no kernel 'vpj'; expected one of factor, vjp" in capsys.readouterr().err

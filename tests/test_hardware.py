@@ -9,7 +9,8 @@ import triton
 import triton_lu
 from triton_lu import aten_backend, hardware, ops, triton_backend
 from triton_lu.bench import calibrate
-from triton_lu.cli import InputError, doctor
+from triton_lu.cli import doctor
+from triton_lu.command import InputError
 
 GPU = torch.device("cuda", 0)
 

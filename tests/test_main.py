@@ -1,14 +1,18 @@
 """The command line: what it prints, what it refuses, and how it exits."""
 
+import gzip
 import os
+import re
 import signal
 import subprocess
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 import torch
 from torch.autograd import grad
 
@@ -16,8 +20,8 @@ import triton_lu
 from triton_lu import aten_backend, reference
 from triton_lu.__main__ import main
 from triton_lu.bench.timing import Timing, interleaved, peak_bytes, wall_clock
-from triton_lu.cli import InputError, demo, doctor, matrixfile, served_by
-from triton_lu.cli.matrixfile import read
+from triton_lu.cli import demo, doctor, matrixfile, served_by
+from triton_lu.command import InputError
 from triton_lu.validation import DTYPES
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +47,11 @@ def start(*args):
         encoding="utf-8",
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have jobs in the background ignore it
     )
+
+
+def read(path):
+    """The matrices of a file, all of whose arrays are."""
+    return matrixfile.read(path, pytest.fail)
 
 
 def triton_lu_command(*args):
@@ -98,15 +107,41 @@ def test_doctor_finds_nothing():
     code, out, err = triton_lu_command("doctor")
     assert (code, err) == (0, "")
     assert "FAIL" not in out
-    assert out.count(" ok ") == 5 * 2 * 4 * len(doctor.devices())
+    assert out.count(" ok ") == 2 * 4 * len(doctor.devices())
+    assert f"all {5 * 2 * 4 * len(doctor.devices())} checks passed" in out
+    assert "NumPy," not in out
     for expected in (triton_lu.__version__, torch.__version__, "cpu", "threads: 1", *map(str, DTYPES)):
         assert expected.removeprefix("torch.") in out
+
+
+def test_reports_fit_in_60_columns(monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "COLUMNS", "60")
+    for command in (["doctor"], ["demo", DATA / "faults.npy"]):
+        code, out, err = triton_lu_command(*command)
+        assert (code, err) == (0, "")
+        assert max(map(len, out.splitlines())) <= 60
+        assert "…" not in out
 
 
 def test_bad_input_is_one_line_and_exit_code_2():
     code, out, err = triton_lu_command("demo", "no/such/file.npy")
     assert (code, out) == (2, "")
     assert err == "triton_lu: error: no/such/file.npy: No such file or directory\n"
+
+
+@pytest.mark.parametrize("command", [["demo", DATA / "faults.npy"], ["doctor"]])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "triton_lu", *map(str, command)],
+            env=ENVIRONMENT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert (done.returncode, done.stderr) == (2, "triton_lu: error: No space left on device\n")
 
 
 def test_an_interrupt_is_exit_code_130_without_traceback():
@@ -173,8 +208,8 @@ def test_row(dtype, shape):
     assert 0 < float(residual) < tolerance
     assert 0 <= float(error) < tolerance  # in double precision it may be PyTorch's gradient to the bit
     assert judge == ("PyTorch" if dtype in (torch.float64, torch.complex128) else "double")
-    assert " ms\nratio " in time
-    assert "\nratio " in memory
+    assert re.fullmatch(r"[\d.]+ ms\n[\d.]+× faster", time)
+    assert re.fullmatch(r"[\d.]+ k?i?[Bb]y?t?e?s?\n[\d.]+× less", memory)
     assert served.startswith("NumPy\none block" if shape == (7, 5) else "ATen sweep\nblocks ")
 
 
@@ -438,8 +473,101 @@ def test_arrays_that_are_not_matrices(suffix, array, complaint, tmp_path):
     path = tmp_path / f"a{suffix}"
     np.save(path, array, allow_pickle=True) if suffix == ".npy" else np.savez(path, a=array, allow_pickle=True)
     with pytest.raises(InputError) as error:
-        read(path)
+        matrixfile.read(path, print)
     assert complaint.lower() in str(error.value).lower()
+
+
+def test_tensors_of_a_pt_file(tmp_path):
+    path = tmp_path / "a.pt"
+    A = torch.randn(2, 3, 3)
+    torch.save(A.mT.requires_grad_(), path)
+    assert torch.equal(read(path)["a"], A.mT)
+    given = {"half": A.half(), "bf16": A.bfloat16(), "whole": A.long(), "complex": A.to(torch.complex128).conj()}
+    torch.save(given, path)
+    loaded = read(path)
+    assert {name: x.dtype for name, x in loaded.items()} == {
+        "half": torch.float32,
+        "bf16": torch.float32,
+        "whole": torch.float64,
+        "complex": torch.complex128,
+    }
+    for name, x in loaded.items():
+        assert x.tolist() == given[name].tolist()
+        assert x.is_contiguous()
+        assert not x.requires_grad
+    torch.save([A, A[0]], path)
+    assert {name: tuple(x.shape) for name, x in read(path).items()} == {"0": (2, 3, 3), "1": (3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (torch.eye(3).to_sparse(), "a is no dense tensor"),
+        (torch.empty(3, 3, device="meta"), "a is no dense tensor"),
+        (torch.zeros(1).expand(2**20, 2**20), "is more than the"),
+        (torch.ones(3), "a has shape (3,)"),
+        (torch.eye(3).to(torch.float8_e5m2), "a is of torch.float8_e5m2"),
+        ({"a": "text"}, "a is no array"),
+        ("text", "holds no array"),
+        (Path("a"), "objects of Python"),
+    ],
+)
+def test_what_else_a_pt_file_may_hold(content, complaint, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        read(path)
+
+
+def test_unusable_arrays_are_left_out_and_named(tmp_path, capsys):
+    path = tmp_path / "a.npz"
+    np.savez(path, vector=np.ones(3), text=np.array([["x"]]), objects=np.array([[None]]), matrix=np.eye(3))
+    assert main(["demo", str(path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"left out: {path}: expected a matrix or a batch of matrices with elements; vector has shape (3,)" in out
+    assert f"left out: {path}: expected real or complex numbers of at most double precision; text is of <U1" in out
+    assert f"left out: {path}: objects: holds objects of Python, which are not loaded" in out
+    assert "3×3 float64" in out
+
+
+def test_several_files_packed_ones_and_standard_input(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "first.npy", np.eye(3))
+    scipy.io.mmwrite(tmp_path / "second.mtx", np.eye(4))
+    packed = tmp_path / "second.mtx.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "second.mtx").read_bytes()))
+    with (tmp_path / "first.npy").open("rb") as file:
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(file))
+        assert main(["demo", str(tmp_path / "first.npy"), str(packed), "-"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(name in out for name in ("first", "second", "standard input", "3×3 float64", "4×4 float64"))
+
+
+def test_what_a_user_gives_by_mistake(tmp_path):
+    def complaint(name, content):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError) as error:
+            read(tmp_path / name)
+        return str(error.value)
+
+    np.save(tmp_path / "a.npy", np.eye(9))
+    whole = (tmp_path / "a.npy").read_bytes()
+    assert complaint("cut.npy", whole[:-1]).endswith("is cut off: it has fewer bytes than its header declares")
+    assert "is no .npy file, or a damaged one: " in complaint("cut.npy", whole[:20])
+    expected = "expected a file of .npy, .npz, .pt, .mtx or .mtx.gz format; it begins with '1.0 2.0\\n3.0 4.0\\n'"
+    assert complaint("text.npy", b"1.0 2.0\n3.0 4.0\n").endswith(expected)
+    assert complaint("empty.npy", b"").endswith("it is empty")
+    assert complaint("other.gz", gzip.compress(whole)).endswith("something other than a Matrix Market file")
+    scipy.sparse.save_npz(tmp_path / "sparse.npz", scipy.sparse.eye_array(3, format="csr"))
+    message = complaint("s.npz", (tmp_path / "sparse.npz").read_bytes())
+    assert message.endswith("is a sparse matrix of SciPy: write it with scipy.io.mmwrite, as .mtx, instead")
+
+
+def test_a_packed_file_that_unpacks_to_more_than_allowed(tmp_path, monkeypatch):
+    path = tmp_path / "a.mtx.gz"
+    path.write_bytes(gzip.compress(b"%%MatrixMarket matrix array real general\n" + b" " * 1000))
+    monkeypatch.setattr(matrixfile, "LIMIT", 100)
+    with pytest.raises(InputError, match="unpacks to more than the 400 bytes allowed"):
+        read(path)
 
 
 def test_sizes_above_the_limit(tmp_path, monkeypatch):
@@ -475,13 +603,17 @@ def test_files_of_no_use(name, tmp_path, capsys):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".mtx"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".mtx", ".mtx.gz", ".pt"])
 def test_damaged_files_are_read_or_refused(suffix, tmp_path):
     """Whatever is cut off or overwritten: matrices or an InputError, nothing else."""
     whole, damaged = tmp_path / f"whole{suffix}", tmp_path / f"damaged{suffix}"
     A = np.arange(20.0).reshape(4, 5)
-    if suffix == ".mtx":
-        scipy.io.mmwrite(whole, A)
+    if suffix == ".pt":
+        torch.save({"A": torch.from_numpy(A)}, whole)
+    elif ".mtx" in suffix:
+        scipy.io.mmwrite(tmp_path / "whole.mtx", A)
+        if suffix == ".mtx.gz":
+            whole.write_bytes(gzip.compress((tmp_path / "whole.mtx").read_bytes()))
     else:
         np.save(whole, A) if suffix == ".npy" else np.savez_compressed(whole, A=A)
     content = whole.read_bytes()
@@ -496,7 +628,7 @@ def test_damaged_files_are_read_or_refused(suffix, tmp_path):
             del bad[rng.integers(len(bad)) :]
         damaged.write_bytes(bad)
         try:
-            read(damaged)
+            matrixfile.read(damaged, lambda line: None)
         except InputError:
             refused += 1
     assert refused > 100

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from triton_lu.cli import InputError
 from triton_lu.cli.matrixfile import read
+from triton_lu.command import InputError
 
 
 class Bomb:
@@ -36,10 +36,10 @@ def test_pickles_are_not_loaded(suffix, tmp_path):
     path = tmp_path / f"A{suffix}"
     path.write_bytes(content) if suffix == ".npy" else archive(path, content)
     with pytest.raises(InputError, match=r"allow_pickle|[Oo]bject"):
-        read(path)
+        read(path, print)
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(InputError):
-        read(path)
+        read(path, print)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_absurd_sizes_are_refused_at_once(name, content, tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(InputError, match=str(path)):
-        read(path)
+        read(path, print)
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # 256 MiB, in KiB
 
@@ -80,4 +80,4 @@ def test_an_archive_that_unpacks_to_more_than_allowed(tmp_path):
     content[directory + 24 : directory + 28] = (2**32 - 2).to_bytes(4, "little")  # its uncompressed size
     path.write_bytes(content)
     with pytest.raises(InputError):
-        read(path)
+        read(path, print)

@@ -2,25 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 
 from triton_lu.autograd_key import is_fx_symbolic_tracing
 
-CHOICES = ("auto", "triton", "aten")
+Choice = Literal["auto", "triton", "aten"]
+CHOICES = get_args(Choice)
 
 # Of the process, not of a thread: autograd runs CUDA backwards in threads of its own. The second member makes entries
 # distinct, because blocks of several threads need not end in the reverse order.
-_entered: list[tuple[str, object]] = [("auto", None)]
+_entered: list[tuple[Choice, object]] = [("auto", None)]
 
 
-def current() -> str:
-    """The choice in force: "auto", "triton" or "aten"."""
+def current() -> Choice:
+    """The choice in force."""
     return _entered[-1][0]
 
 
 @contextmanager
-def backend(choice: str) -> Iterator[None]:
+def backend(choice: Choice) -> Iterator[None]:
     """Choose the implementation of the operators for the duration of a `with` block (or decorated function).
 
     The choice is read when an operator executes, so a backward uses the backend in force when it runs, and compiled
@@ -52,7 +54,7 @@ def backend(choice: str) -> Iterator[None]:
     # Not in a function of its own: after a graph break torch.compile would compile that one, and the answer be True.
     if torch.compiler.is_compiling() or is_fx_symbolic_tracing() or torch.jit.is_tracing():
         raise RuntimeError("`backend` cannot be entered in code that is compiled or traced: enter it around the call")
-    entry = (choice, object())
+    entry: tuple[Choice, object] = (choice, object())
     _entered.append(entry)
     try:
         yield

@@ -6,7 +6,7 @@ It works above PyTorch's dispatcher, on calls from Python only; `triton_lu/_inst
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import ContextDecorator
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -54,6 +54,11 @@ class override(ContextDecorator, TorchFunctionMode):
         require_family("override", only)
         self._only = frozenset(only)
         self.calls: Counter[str] = Counter()
+
+    if TYPE_CHECKING:  # PyTorch's have no types, and it compiles modes with methods of their own only in part
+
+        def __enter__(self) -> Self: ...
+        def __exit__(self, *exc_info: object) -> None: ...
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

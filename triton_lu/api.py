@@ -3,6 +3,8 @@
 The derivatives are derived in docs/mathematics.md; the packed format is that of LAPACK's getrf.
 """
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,14 @@ from triton_lu.validation import (
 )
 
 
+@overload
+def lu(A: Tensor, pivot: bool = True, get_infos: Literal[False] = False) -> tuple[Tensor, Tensor]: ...
+@overload
+def lu(A: Tensor, pivot: bool = True, *, get_infos: Literal[True]) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def lu(A: Tensor, pivot: bool, get_infos: Literal[True]) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, ...]: ...
 @overridable
 def lu(A: Tensor, pivot: bool = True, get_infos: bool = False) -> tuple[Tensor, ...]:
     """Packed LU factorization A = P L U with partial pivoting, differentiable to every order.

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.return_types import (  # type: ignore[attr-defined]
+
+from triton_lu import ops
+from triton_lu.api import factorization, inverse, lu_unpack, solution
+from triton_lu.autograd_key import below_autograd, without_autocast
+from triton_lu.return_types import (
     linalg_inv_ex,
     linalg_lu,
     linalg_lu_factor,
@@ -18,10 +22,6 @@ from torch.return_types import (  # type: ignore[attr-defined]
     linalg_slogdet,
     linalg_solve_ex,
 )
-
-from triton_lu import ops
-from triton_lu.api import factorization, inverse, lu_unpack, solution
-from triton_lu.autograd_key import below_autograd, without_autocast
 from triton_lu.validation import (
     computed,
     overridable,

@@ -18,7 +18,7 @@ from benchmarks.gpu.lab import Lab, launches
 from benchmarks.gpu.table import Row
 from benchmarks.times import ELEMENTS, Case, cases
 from triton_lu.bench.problems import Size
-from triton_lu.cli import dtype_name
+from triton_lu.command import dtype_name
 
 WANTED = r"(gpu__time_duration|smsp__average_warps_issue_stalled_\w+_per_issue_active|sm__icc_requests\w*|"
 WANTED += r"gcc__cache_requests_type_instruction\w*)"

@@ -26,7 +26,7 @@ from benchmarks.times import SIZES as KERNEL_SIZES
 from triton_lu import calibration, plan
 from triton_lu.bench import calibrate, problems, run
 from triton_lu.bench.problems import FOOTPRINT, Problem, Size
-from triton_lu.cli import dtype_name
+from triton_lu.command import dtype_name
 from triton_lu.validation import DTYPES
 
 NO_TESTS_LEFT = 5  # pytest's exit code

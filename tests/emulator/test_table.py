@@ -1,4 +1,4 @@
-"""The table of kernel costs: both kinds of columns, what stays without the emulator, and when its file is written."""
+"""The table of kernel costs: both kinds of columns, what stays without the emulator, and its file."""
 
 import sys
 
@@ -9,6 +9,7 @@ from triton_lu_kernels import sweep
 
 from benchmarks import kernels
 from triton_lu.bench.problems import size
+from triton_lu.command import exit_code
 
 
 def test_static_and_dynamic_columns():
@@ -72,35 +73,19 @@ def test_gpu_that_the_emulator_does_not_model():
     assert kernels.dynamic(*problem, "B200") == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "emulator", "written"),
-    [([], True, True), ([], False, False), (["vjp"], True, False), (["--gpus", "H100"], True, False)],
-)
-def test_only_a_complete_run_replaces_the_table(monkeypatch, tmp_path, capsys, arguments, emulator, written):
-    monkeypatch.setattr(sys, "argv", ["kernels", *arguments])
-    monkeypatch.setattr(kernels, "RESULTS", tmp_path / "kernels.csv")
+def test_rows_go_to_a_new_file_and_say_what_they_are_made_with(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["kernels", "vjp", "--sizes", "4"])
     monkeypatch.setattr(kernels, "static", lambda *_: {"registers": 40})
     monkeypatch.setattr(kernels, "dynamic", lambda *_: {})
-    if not emulator:
-        monkeypatch.setattr(kernels, "ptxrun", None)
-    kernels.main()
-    assert kernels.RESULTS.exists() == written
-    assert ("No file written" in capsys.readouterr().out) != written
-    if written:
-        row = pd.read_csv(kernels.RESULTS).iloc[0]
-        assert (row["gpu"], row["target"], row["registers"]) == ("H100", "sm_90", 40)
-        assert row["triton"]
-        assert row["commit"]
-
-
-def test_rows_go_where_they_are_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["kernels", "vjp", "--sizes", "4", "--output", str(tmp_path / "some.csv")])
-    monkeypatch.setattr(kernels, "RESULTS", tmp_path / "kernels.csv")
-    monkeypatch.setattr(kernels, "static", lambda *_: {})
-    monkeypatch.setattr(kernels, "dynamic", lambda *_: {})
-    kernels.main()
-    assert len(pd.read_csv(tmp_path / "some.csv")) == 4 * 3  # dtypes, GPUs
-    assert not kernels.RESULTS.exists()
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(kernels.main) == 0
+    table = pd.read_csv("kernels.csv")
+    assert len(table) == 4 * 3  # dtypes, GPUs
+    assert tuple(table.loc[0, ["gpu", "target", "registers"]]) == ("H100", "sm_90", 40)
+    assert table.triton.all()
+    assert table.commit.all()
+    assert exit_code(kernels.main) == 2
+    assert "kernels.csv exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("n", "ratio"), [("4", 1.2), ("16", 1.4), ("17", 2.4), ("9x33", 2.56), ("200", None)])

@@ -11,7 +11,7 @@ from triton_lu import aten_backend, calibration, hardware, ops, plan
 from triton_lu._backend import backend
 from triton_lu.bench.problems import Problem, Size
 from triton_lu.bench.timing import Clockmaker, interleaved
-from triton_lu.cli import InputError
+from triton_lu.command import InputError
 from triton_lu.validation import DTYPES
 
 SIZES = (32, 64, 128, 256, 512, 1024)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from triton_lu.bench.problems import PROBLEMS
-from triton_lu.cli import InputError
+from triton_lu.command import InputError
 
 GREY = "#808080"
 SPACING = 0.075  # of labels, in heights of a panel

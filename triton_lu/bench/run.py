@@ -7,9 +7,10 @@ graph. The memory is the most that is held at once beside the arguments, in mult
 
 import csv
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +24,11 @@ from triton_lu.bench import calibrate, machine
 from triton_lu.bench.problems import Problem, grid
 from triton_lu.bench.providers import PROVIDERS
 from triton_lu.bench.timing import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
-from triton_lu.cli import InputError, dtype_name
+from triton_lu.command import InputError, chosen_device, dtype_name, new_file
 
 Row = dict[str, Any]
 
+SECONDS = 3.0  # for each problem
 EVENTS, GRAPHS = "events, L2 flushed", "CUDA graph, L2 flushed"
 
 COLUMNS = (
@@ -39,37 +41,44 @@ COLUMNS = (
 def run(args: Namespace) -> int:
     """What the options ask for; 1 if results of this package were wrong, else 0."""
     console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    _require_used(args)
     if args.plot:
         for file in _import_plot().draw(args.plot):
             console.print(f"wrote {file}")
         return 0
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device")
+    device = chosen_device(args.device)
     if args.graph and device.type == "cpu":
         raise InputError("--graph times CUDA graphs: it needs --device cuda")
     clockmaker: Clockmaker = partial(event_clock, graph=args.graph) if device.type == "cuda" else wall_clock
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))  # on which a graph can be captured
-    facts = machine.facts(device)
+    facts, seconds = machine.facts(device), SECONDS if args.seconds is None else args.seconds
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()))
     if args.calibrate:
-        calibrate.run(device, clockmaker, args.seconds, console)
+        calibrate.run(device, clockmaker, seconds, console)
         return 0
-    for name in args.providers:
+    providers = args.providers or ("triton_lu", "torch")
+    for name in providers:
         if not PROVIDERS[name].is_installed:
             raise InputError(f"{name} is not installed")
-    problems = grid(args.problems, args.sizes, [getattr(torch, name) for name in args.dtypes], full=args.full)
+    dtypes = [getattr(torch, name) for name in args.dtypes or ()]
+    problems = grid(args.problems or (), args.sizes or (), dtypes, full=args.full)
     if not problems:
         raise InputError("no problem has these names and sizes: logdet and solve are of square matrices")
+    output = new_file(args)
     facts["timer"] = "wall clock" if device.type == "cpu" else GRAPHS if args.graph else EVENTS
-    try:
-        return _write(
-            args.output, facts, _measure_all(problems, args.providers, device, clockmaker, args.seconds, console)
-        )
-    except KeyboardInterrupt:
-        console.print(f"interrupted: {args.output} holds what was measured")
-        raise
+    console.print(f"{len(problems)} problems, mostly of a second, to {output}")
+    return _write(output, facts, _measure_all(problems, providers, device, clockmaker, seconds, console), console)
+
+
+def _require_used(args: Namespace) -> None:
+    """No option that the task has no use for."""
+    unused = ["problems", "dtypes", "providers", "output", "force"]
+    if args.plot:
+        unused += ["device", "seconds", "graph"]
+    for option in unused if args.plot or args.calibrate else ():
+        if getattr(args, option) is not None:
+            raise InputError(f"--{'plot' if args.plot else 'calibrate'} has no use for --{option}")
 
 
 def _import_plot() -> ModuleType:
@@ -101,21 +110,21 @@ def _measure_all(
             progress.update(task, advance=1, refresh=True)
 
 
-def _write(path: Path, facts: Row, rows: Iterable[Row]) -> int:
-    """Writes the file row by row; 1 if results of this package were wrong, else 0."""
+def _write(path: Path, facts: Row, rows: Iterator[Row], console: Console) -> int:
+    """Writes the file row by row, from the first on; 1 if results of this package were wrong, else 0."""
     wrong = False
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", newline="")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    with file:
+    first = next(rows)  # before the file is opened, and an old one lost
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _rounded(value) for name, value in {**facts, **row}.items()})
-            file.flush()
-            wrong |= row["provider"] == "triton_lu" and row["status"].startswith("failed")
+        try:
+            for row in chain((first,), rows):
+                writer.writerow({name: _rounded(value) for name, value in {**facts, **row}.items()})
+                file.flush()
+                wrong |= row["provider"] == "triton_lu" and row["status"].startswith("failed")
+        except KeyboardInterrupt:
+            console.print(f"interrupted: {path} holds what was measured")
+            raise
     return int(wrong)
 
 

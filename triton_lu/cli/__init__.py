@@ -1,18 +1,8 @@
-"""The commands of `python -m triton_lu`, and what they have in common."""
+"""The commands `demo` and `doctor` of `python -m triton_lu`, and what they have in common."""
 
-import torch
 from torch import Tensor
 
 from triton_lu import ops, plan
-
-
-class InputError(Exception):
-    """What the user gave cannot be used."""
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As users write it: "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def served_by(A: Tensor) -> str:

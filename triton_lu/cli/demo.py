@@ -14,26 +14,25 @@ from torch import Tensor
 import triton_lu
 from triton_lu import reference
 from triton_lu.bench.timing import interleaved, peak_bytes, wall_clock
-from triton_lu.cli import InputError, dtype_name, matrixfile, served_by
+from triton_lu.cli import matrixfile, served_by
+from triton_lu.command import InputError, chosen_device, dtype_name
 
 CAPTION = """\
 Errors are Frobenius norms, the worst of the batch with singular ones left out: of Pᵀ A - L U relative to A, and of the
 gradient relative to a reference: for single precision the formula evaluated densely in double precision at the same
-LU, for double precision PyTorch's own gradient. Time and peak memory are those of the backward pass; the ratios are to
-PyTorch's, below 1 is less. Times are medians of interleaved runs."""
+LU, for double precision PyTorch's own gradient. Time and peak memory are those of the backward pass, × how many times
+less than PyTorch's. Times are medians of interleaved runs."""
 
 
 def run(args: Namespace) -> int:
     """Prints the table; a row appears as soon as it is measured."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device")
-    matrices = matrixfile.read(args.file).items() if args.file else well_known()
-    problems = [(name, _cast(name, A, args.dtype)) for name, A in matrices]
+    device = chosen_device(args.device)
+    console = Console(markup=False, highlight=False, emoji=False)
+    matrices = [item for file in args.files for item in matrixfile.read(file, console.print).items()]
+    problems = [(name, _cast(name, A, args.dtype)) for name, A in matrices or well_known()]
     table = Table(box=HORIZONTALS, show_lines=True, padding=(0, 1, 0, 0))
     for heading in ("matrices", "residual", "gradient\nerror", "backward\ntime", "backward\nmemory", "served by"):
         table.add_column(heading, overflow="fold")
-    console = Console(markup=False, highlight=False, emoji=False)
     threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
     console.print(f"triton_lu {triton_lu.__version__}, torch {torch.__version__}, {device}{threads}")
     with Live(table, console=console, auto_refresh=False) as live:  # no thread that refreshes while we measure
@@ -101,8 +100,8 @@ def row(name: str, A: Tensor) -> list[str]:
     return [
         "\n".join([name, f"{shape} {dtype}", *_complaints(finite, infos)]),
         *errors,
-        f"{1e3 * times['own'].median:.3g} ms\nratio {times['own'].ratio(times['theirs']):.2f}",
-        f"{decimal(memory)}\nratio {memory / their_memory:.2f}",
+        f"{1e3 * times['own'].median:.3g} ms\n{times['theirs'].ratio(times['own']):.2f}× faster",
+        f"{decimal(memory)}\n{their_memory / memory:.2f}× less",
         served_by(A).replace(", ", "\n"),
     ]
 

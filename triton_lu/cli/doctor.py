@@ -17,7 +17,8 @@ from torch import Tensor
 import triton_lu
 from triton_lu import hardware, reference
 from triton_lu.calibration import triton_version
-from triton_lu.cli import dtype_name, served_by
+from triton_lu.cli import served_by
+from triton_lu.command import dtype_name
 from triton_lu.validation import DTYPES
 
 SHAPES = ((520, 4, 4), (5, 20, 12), (5, 12, 20), (3, 48, 48), (150, 150))
@@ -152,24 +153,24 @@ def run(args: Namespace) -> int:
     warnings.filterwarnings("ignore", ".*torch.jit.script")  # which PyTorch's forward mode uses
     console.print(_installation(), "")
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for heading in ("device", "dtype", "pivot", *CHECKS, "backend"):
-        table.add_column(heading)
+    for heading in ("device", "dtype", "pivot", "checks", "backend"):
+        table.add_column(heading, overflow="fold")
     failures = []
     with console.status("") as status:
         for device, dtype, pivot in product(devices(), DTYPES, (True, False)):
             case = Case(device, dtype, pivot)
             status.update(f"checking {case}" + (": compiling, once" if device.type == "cuda" else ""))
-            cells = []
+            wrong = []
             for name, check in CHECKS.items():
                 try:
                     check(case)
-                    cells.append(Text("ok", "green"))
                 except Exception as error:  # whatever it is, it is to be reported and the other checks made
                     failures.append(f"{case}: {name}: {' '.join(str(error).split()) or type(error).__name__}")
-                    cells.append(Text("FAIL", "bold red"))
-            backend = served_by(case.matrices(*SHAPES[0])).partition(" ")[0]
-            table.add_row(str(device), dtype_name(dtype), "yes" if pivot else "no", *cells, backend)
-    console.print(table, "")
+                    wrong.append(name)
+            result = Text(f"FAIL: {', '.join(wrong)}", "bold red") if wrong else Text("ok", "green")
+            backend = served_by(case.matrices(*SHAPES[0])).partition(",")[0]
+            table.add_row(str(device), dtype_name(dtype), "yes" if pivot else "no", result, backend)
+    console.print(table, f"checks: {', '.join(CHECKS)}", "")
     for failure in failures:
         console.print(f"FAIL {failure}", style="red")
     total = len(CHECKS) * table.row_count

@@ -1,0 +1,48 @@
+"""Second derivatives in every nesting of forward and reverse mode, beside PyTorch's own functions."""
+
+import pytest
+import torch
+from torch.func import jacfwd, jacrev
+
+import triton_lu
+
+INNER = {"reverse": jacrev, "forward": jacfwd}
+OUTER = INNER
+n = 4
+
+
+B = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+OURS = {
+    "slogdet": lambda A: triton_lu.lu(A)[0].diagonal().abs().log().sum(),
+    "solve": lambda A: triton_lu.linalg.lu_solve(*triton_lu.linalg.lu_factor(A), B).square().sum(),
+}
+PYTORCHS = {
+    "det": torch.linalg.det,
+    "slogdet": lambda A: torch.linalg.slogdet(A).logabsdet,
+    "solve": lambda A: torch.linalg.solve(A, B).square().sum(),
+}
+
+
+def error(function, inner, outer):
+    """Of the Hessian, relative to differences of gradients."""
+    A = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gradient, h = torch.func.grad(function), 1e-5
+    steps = h * torch.eye(n * n, dtype=torch.float64).view(n * n, n, n)
+    exact = torch.stack([(gradient(A + E) - gradient(A - E)) / (2 * h) for E in steps], -1).view(n, n, n, n)
+    return float((OUTER[outer](INNER[inner](function))(A) - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("name", OURS)
+def test_ours_are_right(name, inner, outer):
+    assert error(OURS[name], inner, outer) < 1e-7
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("name", PYTORCHS)
+def test_pytorchs_are_wrong_where_forward_mode_is_the_inner_one(name, outer):
+    """Failing, this says that PyTorch has mended its issues 192540, 192521, 196696, 196697: the README is to say so."""
+    assert error(PYTORCHS[name], "reverse", outer) < 1e-7
+    assert error(PYTORCHS[name], "forward", outer) > 0.1
