@@ -75,6 +75,70 @@ def test_products_of_second_derivatives(shape, dtype):
         assert computed.is_contiguous()
 
 
+@pytest.fixture
+def by_products(monkeypatch):
+    """The CUDA plan's code on CPU tensors, in blocks of the width that is set here."""
+    return lambda block: monkeypatch.setattr(plan, "block_of_products", lambda *problem: block)
+
+
+MAPS = ("vjp", "jvp", "curvature", "mixed")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize(
+    "shape",
+    [(100, 100), (1, 128, 128), (64, 150), (150, 64), (1, 1, 300), (300, 1), (2, 2, 70, 90), (3, 90, 70)],
+    ids=str,
+)
+def test_products(shape, block, dtype, by_products):
+    by_products(block)
+    LU, pivots, _ = torch.linalg.lu_factor_ex(reference.double(torch.randn(shape, dtype=dtype)))
+    LU, X = LU.to(dtype), torch.randn(shape, dtype=dtype)
+    for name in MAPS:
+        computed, expected = getattr(aten_backend, name)(LU, pivots, X), getattr(reference, name)(LU, pivots, X)
+        assert reference.relative_error(computed, expected) < reference.tolerance(dtype, max(shape)), name
+        assert computed.shape == X.shape
+        assert (computed.mT if name == "jvp" else computed).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "layout", [lambda X: X.mT.contiguous().mT, lambda X: X[0, 0].expand_as(X), lambda X: X.repeat(1, 2)[:, ::2]]
+)
+def test_products_of_any_layout(layout, by_products):
+    by_products(32)
+    LU, pivots = factored("gaussian", 70, 70, torch.complex128)
+    X = layout(torch.randn(70, 70, dtype=torch.complex128))
+    for name in MAPS:
+        computed, expected = (getattr(maps, name)(LU.contiguous(), pivots, X) for maps in (aten_backend, reference))
+        assert reference.relative_error(computed, expected) < 1e-11
+
+
+def torch_jvp(LU, pivots, E):
+    """What PyTorch's forward mode does (lu_factor_ex_jvp for a square matrix), from the same LU."""
+    P, L, U = torch.lu_unpack(LU, pivots)
+    M = torch.linalg.solve_triangular(L, P.mT @ E, upper=False, unitriangular=True)
+    M = torch.linalg.solve_triangular(U, M, upper=True, left=False)
+    return L @ M.tril(-1) + M.triu() @ U
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", REGULAR)
+def test_accuracy_of_products_beside_torch(name, dtype, by_products):
+    """In the blocks of a GPU's plan: at most three times the error of PyTorch's formulas, as above."""
+    if name == "wilkinson":  # it grows by 2^n
+        return
+    n = 512
+    by_products(plan.gpu.block_of_products(n, n))
+    LU, pivots = factored(name, n, n, dtype)
+    X = torch.randn(n, n, dtype=dtype)
+    for function, torch_function in (("vjp", torch_vjp), ("jvp", torch_jvp)):
+        expected = getattr(reference, function)(LU, pivots, X)
+        ours = reference.relative_error(getattr(aten_backend, function)(LU, pivots, X), expected)
+        theirs = reference.relative_error(torch_function(LU, pivots, X), expected)
+        assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (function, ours, theirs)
+
+
 def torch_vjp(LU, pivots, G):
     """What PyTorch's backward does (lu_factor_ex_backward for a square matrix), from the same LU."""
     P, L, U = torch.lu_unpack(LU, pivots)

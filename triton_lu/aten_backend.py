@@ -1,4 +1,5 @@
-"""The operators in ATen operations, for CPUs, whose small matrices go to NumPy, and for GPUs where there is no kernel.
+"""The operators in ATen operations, for CPUs, whose small matrices go to NumPy, and for GPUs where there is no kernel,
+whose large matrices go to `products`.
 
 Notation: A = P L U with A of m×n, k = min(m, n); B is L and U packed; J is a block of the diagonal, R the rows or
 columns after it. `vjp` and `jvp` are sweeps over the diagonal blocks that work in place on one copy of their argument
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import determinant, elimination, numpy_backend, plan, row_order
+from triton_lu import determinant, elimination, numpy_backend, plan, products, row_order
 from triton_lu import solve as solving
+from triton_lu.parts import add_product_, blocks_of, columns, part, rows
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
 
@@ -92,6 +94,11 @@ def _small_form(name: str, X: Tensor) -> str | None:
     return plan.in_numpy(name, X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
 
 
+def _block_of_products(X: Tensor) -> int | None:
+    m, n = X.shape[-2:]
+    return plan.block_of_products(m, n, X.device.type)
+
+
 def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
     """Pᵀ X, or the inverse P X, contiguous."""
     m, n = X.shape[-2:]
@@ -112,6 +119,9 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     if G.numel() == 0:
         return empty_row_major(G)
+    if block := _block_of_products(G):
+        with full_precision(G):
+            return products.vjp(LU, pivots, G, block)
     form = _small_form("vjp", G)
     if form == "block":
         return numpy_backend.vjp(LU, pivots, G)
@@ -136,6 +146,9 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
     if E.numel() == 0:
         return empty_column_major(E)
+    if block := _block_of_products(E):
+        with full_precision(E):
+            return products.jvp(LU, pivots, E, block)
     form = _small_form("jvp", E)
     if form == "block":
         return numpy_backend.jvp(LU, pivots, E)
@@ -150,6 +163,9 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
     if Y.numel() == 0:
         return empty_row_major(Y)
+    if block := _block_of_products(Y):
+        with full_precision(Y):
+            return products.curvature(D, pivots, Y, block)
     form = _small_form("curvature", Y)
     if form == "block":
         return numpy_backend.curvature(D, pivots, Y)
@@ -164,15 +180,15 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     dUH.tril_()
     K = torch.empty_like(X)
     with full_precision(Y):
-        for J in _blocks(0, k, plan.triangle_panel(k, Y.device.type)):  # the sums begin at the diagonal
+        for J in blocks_of(0, k, plan.triangle_panel(k)):  # the sums begin at the diagonal
             below, right, width = slice(J.start, m), slice(J.start, n), J.stop - J.start
-            S = _part(X, below, right)
-            upper = _product(_part(dLH, J, below), S, None).triu_()
-            lower = _product(S, _part(dUH, right, J), None).tril_(-1)
+            S = part(X, below, right)
+            upper = _product(part(dLH, J, below), S, None).triu_()
+            lower = _product(S, part(dUH, right, J), None).tril_(-1)
             rows(lower, 0, width).add_(columns(upper, 0, width))
-            _part(K, below, J).copy_(lower)
+            part(K, below, J).copy_(lower)
             if J.stop < n:
-                _part(K, J, slice(J.stop, n)).copy_(columns(upper, width, n - J.start))
+                part(K, J, slice(J.stop, n)).copy_(columns(upper, width, n - J.start))
     return K.view(Y.shape)
 
 
@@ -180,6 +196,9 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     """(D, δB) -> -P (dL δU + δL dU), where dL = tril(D, -1) and dU = triu(D), and likewise δL and δU."""
     if dB.numel() == 0:
         return empty_row_major(dB)
+    if block := _block_of_products(dB):
+        with full_precision(dB):
+            return products.mixed(D, pivots, dB, block)
     m, n = dB.shape[-2:]
     k = min(m, n)
     (dL, dU), (other_dL, other_dU) = (
@@ -188,26 +207,6 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     with full_precision(D):
         change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
     return _permuted(change.view(dB.shape), pivots, inverse=True)
-
-
-def rows(Y: Tensor, start: int, stop: int) -> Tensor:
-    """Y[..., start:stop, :]; Y itself, without the cost of a view, where that is all of it."""
-    return Y if stop - start == Y.shape[-2] else Y.narrow(-2, start, stop - start)
-
-
-def columns(Y: Tensor, start: int, stop: int) -> Tensor:
-    """Y[..., start:stop], likewise."""
-    return Y if stop - start == Y.shape[-1] else Y.narrow(-1, start, stop - start)
-
-
-def _part(X: Tensor, I: slice, J: slice) -> Tensor:
-    """X[..., I, J], likewise."""
-    return columns(rows(X, I.start, I.stop), J.start, J.stop)
-
-
-def _blocks(start: int, stop: int, width: int) -> list[slice]:
-    """The diagonal from start to stop in blocks of that width."""
-    return [slice(i, min(i + width, stop)) for i in range(start, stop, width)]
 
 
 def _workspace(W: Tensor, width: int) -> Tensor:
@@ -239,18 +238,6 @@ def _product(A: Tensor, B: Tensor, workspace: Tensor | None) -> Tensor:
     """A B, in the workspace if there is one. `matmul`, a composite, would look for an autograd graph here."""
     out = None if workspace is None else _place(workspace, (*A.shape[:-1], B.shape[-1]))
     return torch.mm(A, B, out=out) if A.ndim == 2 else torch.bmm(A, B, out=out)
-
-
-def _add_product_(C: Tensor, A: Tensor, B: Tensor, *, alpha: int = 1) -> None:
-    """C += alpha A B. ATen would multiply matrix by matrix where a batch C is not contiguous."""
-    if C.ndim == 2:
-        C.addmm_(A, B, alpha=alpha)
-    elif C.is_contiguous():
-        C.baddbmm_(A, B, alpha=alpha)
-    elif C.mT.is_contiguous():
-        C.mT.baddbmm_(B.mT, A.mT, alpha=alpha)
-    else:
-        C.add_(torch.bmm(A, B), alpha=alpha)
 
 
 def _solve(
@@ -295,50 +282,50 @@ def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
     in_place = widths.span > widths.block and (m == k or W.ndim == 2)
     widest = widths.block if in_place else widths.span
     workspace, workspace_2 = _workspace(W, widest), _workspace(W, widest)
-    for J in reversed(_blocks(0, k, widths.span)):
+    for J in reversed(blocks_of(0, k, widths.span)):
         R = slice(J.stop, m)
-        blocks = _blocks(J.start, J.stop, widths.block)
+        blocks = blocks_of(J.start, J.stop, widths.block)
 
         # Below the diagonal of J, W becomes Lᴴ W. L's unit diagonal leaves W, so for each block row I
         #     W[I, :I] += tril(triu(L[I:, I]ᴴ, 1) W[I:, :I], -1)
         for I in blocks:
             downward, up_to_I, width = slice(I.start, m), slice(J.start, I.stop), I.stop - I.start
-            LH = _adjoint_copy(_part(B, downward, I), workspace)
+            LH = _adjoint_copy(part(B, downward, I), workspace)
             columns(LH, 0, width).triu_(1)
-            product = _product(LH, _part(W, downward, up_to_I), workspace_2)
+            product = _product(LH, part(W, downward, up_to_I), workspace_2)
             product[..., I.start - J.start :].tril_(-1)
-            _part(W, I, up_to_I).add_(product)
+            part(W, I, up_to_I).add_(product)
 
         # Below the diagonal of J, W becomes N, and in the rows R it becomes X. For each block column I, the last first,
         #     N[I:, I] = tril(W[I:, I] - W[I:, I+1:] U[I, I+1:]ᴴ - triu(W[I, I]) U[I, I]ᴴ, -1) U[I, I]⁻ᴴ
         for I in reversed(blocks):
             downward, after, width = slice(I.start, m), slice(I.stop, n), I.stop - I.start
-            column, W11 = _part(W, downward, I), _part(W, I, I)
+            column, W11 = part(W, downward, I), part(W, I, I)
             N = _place(workspace_2, column.shape).copy_(column)
             W11.triu_()
             if I.stop < n:
-                _add_product_(N, _part(W, downward, after), _adjoint(_part(B, I, after), workspace), alpha=-1)
-            U11H = _part(B, I, I).mT.conj_physical()  # with Lᴴ above the diagonal, which adds nothing below it
+                add_product_(N, part(W, downward, after), _adjoint(part(B, I, after), workspace), alpha=-1)
+            U11H = part(B, I, I).mT.conj_physical()  # with Lᴴ above the diagonal, which adds nothing below it
             N11 = rows(N, 0, width)
-            _add_product_(N11, W11, U11H, alpha=-1)
+            add_product_(N11, W11, U11H, alpha=-1)
             N11.tril_(-1)
             N = _solve(U11H, N, workspace, left=False, upper=False)
             rows(N, 0, width).add_(W11)
             column.copy_(N)
 
         # X[J, J:] = L[J, J]⁻ᴴ (W[J, J:] - L[R, J]ᴴ X[R, J:])
-        right, L11 = slice(J.start, n), _part(B, J, J)
-        row = _part(W, J, right)
+        right, L11 = slice(J.start, n), part(B, J, J)
+        row = part(W, J, right)
         if in_place:
             if J.stop < m:
-                _add_product_(row, _part(B, R, J).mT.conj_physical(), _part(W, R, right), alpha=-1)
+                add_product_(row, part(B, R, J).mT.conj_physical(), part(W, R, right), alpha=-1)
             row.conj_physical_()  # not L, whose conjugate would be a second matrix of memory
             solve_triangular(L11.mT, row, upper=True, unitriangular=True, out=row)
             row.conj_physical_()
         else:
             X = _place(workspace_2, row.shape).copy_(row)
             if J.stop < m:
-                _add_product_(X, _adjoint(_part(B, R, J), workspace), _part(W, R, right), alpha=-1)
+                add_product_(X, _adjoint(part(B, R, J), workspace), part(W, R, right), alpha=-1)
             row.copy_(_solve(L11.mT.conj_physical(), X, workspace, left=True, upper=True, unit=True))
 
 
@@ -347,18 +334,18 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     m, n = W.shape[-2:]
     k = min(m, n)
     BH = B.mT.conj_physical()
-    BH1, BH11 = rows(BH, 0, k), _part(BH, slice(0, k), slice(0, k))
+    BH1, BH11 = rows(BH, 0, k), part(BH, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
     workspace = _workspace(W, k)
     # N = tril(W + triu(Lᴴ, 1) W - triu(W) Uᴴ, -1) U⁻ᴴ
     N = _place(workspace, left.shape, by_rows=plan.solve_by_rows(W.dtype, m, left=False)).copy_(left)
-    _add_product_(rows(N, 0, k), BH1.triu(1), left)
+    add_product_(rows(N, 0, k), BH1.triu(1), left)
     W.triu_()
-    _add_product_(rows(N, 0, k), top, columns(BH, 0, k), alpha=-1)
+    add_product_(rows(N, 0, k), top, columns(BH, 0, k), alpha=-1)
     left += _solve(BH11, N.tril_(-1), None, left=False, upper=False)
     # X = L⁻ᴴ (N + triu(W)), whose rows from k on are done
     if m > k:
-        _add_product_(top, columns(BH1, k, m), rows(W, k, m), alpha=-1)
+        add_product_(top, columns(BH1, k, m), rows(W, k, m), alpha=-1)
     top.copy_(_solve(BH11, top, workspace, left=True, upper=True, unit=True))
 
 
@@ -372,14 +359,14 @@ def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
     if widths.block >= k:
         return _jvp_block_(W, B)
     workspace, workspace_2 = _workspace(W, widths.block), _workspace(W, widths.block)
-    for J in _blocks(0, k, widths.block):
+    for J in blocks_of(0, k, widths.block):
         before, R = slice(0, J.start), slice(J.stop, None)
 
         def subtract_before_(X: Tensor, I: slice, J: slice, before: slice = before) -> None:
             """X -= dL[I, 0] U[0, J] + L[I, 0] dU[0, J]"""
             if before.stop:
-                _add_product_(X, W[..., I, before], B[..., before, J], alpha=-1)
-                _add_product_(X, B[..., I, before], W[..., before, J], alpha=-1)
+                add_product_(X, W[..., I, before], B[..., before, J], alpha=-1)
+                add_product_(X, B[..., I, before], W[..., before, J], alpha=-1)
 
         # dB11 = jvp(W11 - dL10 U01 - L10 dU01)
         B11 = B[..., J, J]
@@ -391,12 +378,12 @@ def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
             W12, W21, B12, B21 = W[..., J, R], W[..., R, J], B[..., J, R], B[..., R, J]
             # dU12 = L11⁻¹ (W12 - dL11 U12 - dL10 U02 - L10 dU02)
             X12 = _place(workspace, W12.shape).copy_(W12)
-            _add_product_(X12, dB11.tril(-1), B12, alpha=-1)
+            add_product_(X12, dB11.tril(-1), B12, alpha=-1)
             subtract_before_(X12, J, R)
             W12.copy_(_solve(B11, X12, workspace_2, left=True, upper=False, unit=True))
             # dL21 = (W21 - L21 dU11 - dL20 U01 - L20 dU01) U11⁻¹
             X21 = _place(workspace, W21.shape).copy_(W21)
-            _add_product_(X21, B21, dB11.triu(), alpha=-1)
+            add_product_(X21, B21, dB11.triu(), alpha=-1)
             subtract_before_(X21, R, J)
             W21.copy_(_solve(B11, X21, workspace_2, left=False, upper=True))
 
@@ -405,17 +392,17 @@ def _jvp_block_(W: Tensor, B: Tensor) -> None:
     """`_jvp_sweep_` in one block: dL = L T and dU = triu(Z - T U) with Z = L⁻¹ W and T = tril(M, -1)."""
     m, n = W.shape[-2:]
     k = min(m, n)
-    B1, B11 = rows(B, 0, k), _part(B, slice(0, k), slice(0, k))
+    B1, B11 = rows(B, 0, k), part(B, slice(0, k), slice(0, k))
     top, left = rows(W, 0, k), columns(W, 0, k)
     workspace = _workspace(W, k)
     # Z, in the rows from k on what is left of W there
     top.copy_(_solve(B11, top, workspace, left=True, upper=False, unit=True))
     if m > k:
-        _add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
+        add_product_(rows(W, k, m), rows(B, k, m), top, alpha=-1)
     # T = tril(Z U⁻¹, -1)
     T = _solve(B11, left, workspace, left=False, upper=True, in_place=False).tril_(-1)
     # dU = triu(Z - T U), dL = T + tril(L, -1) T
-    _add_product_(top, rows(T, 0, k), B1, alpha=-1)
+    add_product_(top, rows(T, 0, k), B1, alpha=-1)
     W.triu_()
     left += T
-    _add_product_(left, columns(B, 0, k).tril(-1), rows(T, 0, k))
+    add_product_(left, columns(B, 0, k).tril(-1), rows(T, 0, k))

@@ -38,6 +38,8 @@ def of_one(pivots: Tensor, m: int, *, inverse: bool = False) -> list[int]:
 def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
     """The rows in that order or its inverse as one vector, those of matrix i numbered from i * stride on."""
     batch, m = order.shape
+    if batch == 1 and not inverse:
+        return order.view(-1)
     numbers = torch.arange(m, device=order.device) + stride * torch.arange(batch, device=order.device)[:, None]
     moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
     return moved.view(-1)

@@ -7,11 +7,12 @@ device's calibration: within a process the same problem always runs the same way
 import torch
 
 from triton_lu.plan import cpu, gpu
-from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Blocks, default_block, elimination, solve_by_rows
+from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Blocks, default_block, elimination, solve_by_rows, triangle_panel
 from triton_lu.plan.gpu import (
     ATEN_FROM,
     MULTIPROCESSORS,
     ORDER,
+    SUBSTITUTION,
     Curvature,
     Factor,
     FactorBlocks,
@@ -32,6 +33,7 @@ __all__ = [
     "ORDER",
     "PANEL",
     "PIVOTS",
+    "SUBSTITUTION",
     "Blocks",
     "Curvature",
     "Factor",
@@ -42,6 +44,7 @@ __all__ = [
     "Tile",
     "TwoByTwo",
     "Warp",
+    "block_of_products",
     "blocks",
     "by_inverse",
     "default_block",
@@ -73,9 +76,9 @@ def by_inverse(
     return device == "cpu" and cpu.by_inverse(dtype, right_hand_sides, width, left=left, batched=batched)
 
 
-def triangle_panel(k: int, device: str) -> int:
-    """The columns that are multiplied at once in a product of which only the lower triangle, k wide, counts."""
-    return gpu.triangle_panel(k) if device == "cuda" else cpu.triangle_panel(k)
+def block_of_products(m: int, n: int, device: str) -> int | None:
+    """The width of the blocks of large matrices whose solves are products, or None where they are not."""
+    return gpu.block_of_products(m, n) if device == "cuda" else None
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:

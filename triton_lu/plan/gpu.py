@@ -12,22 +12,23 @@ from triton_lu import calibration
 from triton_lu.plan.cpu import Blocks
 
 ATEN_FROM = 2048  # rows or columns from which on the maps are ATen's, which was faster on an H100
+SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
 def blocks(k: int) -> Blocks:
-    """The sweep in ATen operations for k = min(m, n).
+    """The sweep in ATen operations for k = min(m, n) of small matrices: one block, for every operation costs time."""
+    return Blocks(max(2, k), k)
 
-    In wide blocks, since every operation costs 10 to 20 µs before it starts, and in one span: on an H100 spans of one
-    block took from 0.9 to 1.1 of the time.
+
+def block_of_products(m: int, n: int) -> int | None:
+    """The width of the blocks of a matrix from 129×129 on: 256, or less where that is enough.
+
+    With blocks of 512 the error in single precision passes 3 times PyTorch's at 1024×1024.
     """
-    return Blocks(max(2, k) if k <= 1024 else 512, k)
-
-
-def triangle_panel(k: int) -> int:
-    """The columns that are multiplied at once in a product of which only the lower triangle, k wide, counts."""
-    width = 1024  # not measured; ten times as many operations take as long as a launch
-    return k if k <= 2 * width else width
+    if max(m, n) <= 128:
+        return None
+    return min(256, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
 
 
 @dataclass(frozen=True)
