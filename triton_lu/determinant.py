@@ -19,7 +19,7 @@ def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
     if not LU.is_cuda and _is_moderate(diagonal):  # a look at it on a GPU would synchronize it
-        return diagonal.prod(-1).mul_(_parity(pivots))
+        return _product_in_double(diagonal).mul_(_parity(pivots)).to(LU.dtype)
     return _scaled(*_product(diagonal)) * _parity(pivots)
 
 
@@ -27,7 +27,7 @@ def adjugate(LU: Tensor, pivots: Tensor) -> Tensor:
     """adj(P L U), column-major: det(A) A⁻¹, or its limit where U has zeros on its diagonal."""
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
     if not LU.is_cuda and _is_moderate(diagonal):
-        return inverse(LU, pivots).mul_((diagonal.prod(-1) * _parity(pivots))[..., None, None])
+        return inverse(LU, pivots).mul_((_product_in_double(diagonal) * _parity(pivots))[..., None, None])
     is_zero = diagonal == 0
     mantissa, exponent = _product(diagonal)
     factor = (mantissa * _parity(pivots))[..., None, None]
@@ -68,9 +68,12 @@ def _parity(pivots: Tensor) -> Tensor:
 
 
 def _is_moderate(x: Tensor) -> bool:
-    """Whether no product of some of the entries over- or underflows."""
-    most = 1000 if x.dtype.to_real() == torch.float64 else 120
-    return x.numel() == 0 or x.abs().log2_().abs_().sum(-1).max().item() < most
+    """Whether no product of some of the entries over- or underflows in double precision."""
+    return x.numel() == 0 or x.abs().log2_().abs_().sum(-1).max().item() < 1000
+
+
+def _product_in_double(x: Tensor) -> Tensor:
+    return x.prod(-1, dtype=torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:

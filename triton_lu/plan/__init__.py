@@ -47,6 +47,7 @@ __all__ = [
     "default_block",
     "elimination",
     "in_numpy",
+    "inverse_by_adjoint",
     "kernel",
     "kernel_pays",
     "one_by_one",
@@ -76,6 +77,11 @@ def by_inverse(
 def triangle_panel(k: int, device: str) -> int:
     """The columns that are multiplied at once in a product of which only the lower triangle, k wide, counts."""
     return gpu.triangle_panel(k) if device == "cuda" else cpu.triangle_panel(k)
+
+
+def inverse_by_adjoint(n: int, device: str) -> bool:
+    """Whether A⁻¹ is found as the adjoint of A⁻ᴴ."""
+    return device == "cpu" and n > cpu.INVERSE
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:
