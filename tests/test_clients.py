@@ -19,7 +19,7 @@ def both(run, *functions):
     torch.manual_seed(1)
     with triton_lu.override() as taken:
         ours = run()
-    assert set(taken.calls) == set(functions)
+    assert set(functions) <= set(taken.calls)
     return ours, theirs
 
 

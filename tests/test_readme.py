@@ -50,13 +50,29 @@ def test_solutions(names):
     assert A.grad.isfinite().all()
 
 
+def test_determinants(names):
+    M = names["M"]
+    torch.testing.assert_close(names["logabsdet"], torch.linalg.slogdet(M).logabsdet)
+    torch.testing.assert_close(M.grad, torch.linalg.inv(M.detach()).mT, rtol=1e-2, atol=1e-2)
+
+
 def test_existing_code(names):
     assert str(names["override"].calls) == "Counter({'torch.linalg.lu_factor': 1})"
 
 
 def test_every_public_name_is_in_the_table():
     rows = "\n".join(line for line in README.splitlines() if line.startswith("| `triton_lu."))
-    for name in (*triton_lu.__all__, "lu_factor", "lu_factor_ex", "lu_solve"):
+    for name in (
+        *triton_lu.__all__,
+        "lu_factor",
+        "lu_factor_ex",
+        "lu_solve",
+        "slogdet",
+        "det",
+        "logdet",
+        "solve_ex",
+        "inv_ex",
+    ):
         assert name in rows
 
 

@@ -18,19 +18,21 @@ def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
 def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
-    if not LU.is_cuda and _is_moderate(diagonal):
-        return diagonal.prod(-1).mul_(_parity(pivots))
+    if not LU.is_cuda and _is_moderate(diagonal):  # a look at it on a GPU would synchronize it
+        return _product_in_double(diagonal).mul_(_parity(pivots)).to(LU.dtype)
     return _scaled(*_product(diagonal)) * _parity(pivots)
 
 
 def adjugate(LU: Tensor, pivots: Tensor) -> Tensor:
     """adj(P L U), column-major: det(A) A⁻¹, or its limit where U has zeros on its diagonal."""
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
+    if not LU.is_cuda and _is_moderate(diagonal):
+        return inverse(LU, pivots).mul_((_product_in_double(diagonal) * _parity(pivots))[..., None, None])
     is_zero = diagonal == 0
     mantissa, exponent = _product(diagonal)
     factor = (mantissa * _parity(pivots))[..., None, None]
     regular = _scaled(inverse(LU, pivots) * factor, exponent[..., None, None])
-    if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):  # a look at it on a GPU would synchronize it
+    if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):
         return regular
     return torch.where(is_zero.any(-1)[..., None, None], _adjugate_of_singular(LU, pivots, is_zero), regular)
 
@@ -66,12 +68,12 @@ def _parity(pivots: Tensor) -> Tensor:
 
 
 def _is_moderate(x: Tensor) -> bool:
-    """Whether no product of some of the entries over- or underflows."""
-    if x.numel() == 0:
-        return True
-    smallest, largest = map(float, x.abs().aminmax())
-    limit = torch.finfo(x.dtype).max ** (0.5 / x.shape[-1])
-    return 1 / limit <= smallest and largest <= limit
+    """Whether no product of some of the entries over- or underflows in double precision."""
+    return x.numel() == 0 or x.abs().log2_().abs_().sum(-1).max().item() < 1000
+
+
+def _product_in_double(x: Tensor) -> Tensor:
+    return x.prod(-1, dtype=torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:

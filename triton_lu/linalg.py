@@ -1,4 +1,4 @@
-"""The LU family with the signatures and results of their namesakes in `torch.linalg`.
+"""What `torch.linalg` computes by an LU factorization, with the signatures and results of their namesakes there.
 
 With `out` the results are written into these tensors, which must have their dtypes and devices, and have no derivative.
 Where shapes differ the tensors are resized, with a warning unless they were empty.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from triton_lu import plan
 from triton_lu.precision import full_precision
-from triton_lu.results import empty_solution
+from triton_lu.results import empty_column_major, empty_solution
 
 
 def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -46,7 +47,10 @@ def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool,
 def inverse(LU: Tensor, pivots: Tensor) -> Tensor:
     """A⁻¹, column-major."""
     identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device).expand_as(LU)
-    return torch.linalg.lu_solve(LU, pivots, identity)
+    if not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
+        return torch.linalg.lu_solve(LU, pivots, identity)
+    X = torch.linalg.lu_solve(LU, pivots, identity, adjoint=True).mT
+    return empty_column_major(X).copy_(X).conj_physical_()
 
 
 def lu_solve_vjp(

@@ -50,6 +50,7 @@ __all__ = [
     "default_block",
     "elimination",
     "in_numpy",
+    "inverse_by_adjoint",
     "kernel",
     "kernel_pays",
     "one_by_one",
@@ -79,6 +80,11 @@ def by_inverse(
 def block_of_products(m: int, n: int, device: str) -> int | None:
     """The width of the blocks of large matrices whose solves are products, or None where they are not."""
     return gpu.block_of_products(m, n) if device == "cuda" else None
+
+
+def inverse_by_adjoint(n: int, device: str) -> bool:
+    """Whether A⁻¹ is found as the adjoint of A⁻ᴴ."""
+    return device == "cpu" and n > cpu.INVERSE
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:
