@@ -30,6 +30,18 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     return LU, pivots, infos
 
 
+def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A -> (sign, logabsdet, LU, pivots)."""
+    chosen = _planned("slogdet", A)
+    LU, pivots, _ = empty_factors(A)
+    sign = A.new_empty(A.shape[:-2])
+    logabsdet = A.new_empty(A.shape[:-2], dtype=A.dtype.to_real())
+    A = _within_32_bits(A)
+    with _launching(A):
+        factor_kernel.slogdet(sign, logabsdet, LU, pivots, A, **vars(chosen))
+    return sign, logabsdet, LU, pivots
+
+
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     return _map("vjp", empty_row_major(G), LU, pivots, G)

@@ -147,6 +147,8 @@ def kernel(
     largest = max(m, n)
     if name == "factor":
         return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
+    if name == "slogdet":
+        return _factor(largest, dtype)
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
     if name == "mixed":
