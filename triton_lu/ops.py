@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu import solve
+from triton_lu import aten_backend, solve
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
 from triton_lu.registration import Operator, on_triton, register
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
@@ -192,6 +192,7 @@ class LuSolve(Operator):
     """(LU, pivots, B) -> X with A X = B or the like: d X = lu_solve(dB) + lu_solve_jvp(dLU)."""
 
     schema = "lu_solve(Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor"
+    matrix = 2
 
     @staticmethod
     def shapes(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -199,8 +200,11 @@ class LuSolve(Operator):
         return empty_solution(B.expand(*batch, *B.shape[-2:]), left)
 
     @classmethod
-    def by_kernel(cls, X: Any, *, on_cuda: bool) -> bool:
-        return False
+    def run(cls, *args: Any, on_cuda: bool) -> Any:
+        LU, _, B, *_ = args
+        if LU.shape[:-2] != B.shape[:-2]:  # the kernel broadcasts nothing
+            return aten_backend.lu_solve(*args)
+        return super().run(*args, on_cuda=on_cuda)
 
     @classmethod
     def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -253,7 +257,10 @@ class LuSolveVjp(Operator):
         " -> (Tensor, Tensor)"
     )
     is_composite = True
-    by_kernel = LuSolve.by_kernel
+
+    @classmethod
+    def by_kernel(cls, X: Any, *, on_cuda: bool) -> bool:
+        return False
 
     @staticmethod
     def shapes(
