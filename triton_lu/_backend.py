@@ -34,8 +34,8 @@ def backend(choice: Choice) -> Iterator[None]:
         choice: "auto", the default: ATen for CPU tensors; for CUDA tensors Triton kernels, and ATen where there is
             none. "triton": the kernels, on whatever tensors they are given (also CPU tensors under Triton's
             interpreter); a derivative for which there is no kernel raises NotImplementedError. "aten": ATen
-            operations on any device. Solutions, and factorizations and products of higher derivatives without a
-            kernel, are ATen's under every choice.
+            operations on any device. Solutions, factorizations and products of higher derivatives without a kernel
+            are ATen's under every choice.
 
     CUDA tensors have no kernels without Triton, on GPUs of other makers, or below compute capability 8.0.
 

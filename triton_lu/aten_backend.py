@@ -59,15 +59,20 @@ permutation = row_order.permutation
 lu_solve, lu_solve_vjp = solving.lu_solve, solving.lu_solve_vjp
 
 
+def _factored(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """LU, pivots and infos, on a GPU by the operator, which may be a kernel."""
+    return torch.ops.triton_lu.factor(A) if A.is_cuda else factor(A, True)
+
+
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A -> (sign, log|det A|, LU, pivots)."""
-    LU, pivots, _ = factor(A, True)
+    LU, pivots, _ = _factored(A)
     return *determinant.signed_log(LU, pivots), LU, pivots
 
 
 def det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (det A, LU, pivots)."""
-    LU, pivots, _ = factor(A, True)
+    LU, pivots, _ = _factored(A)
     return determinant.determinant(LU, pivots), LU, pivots
 
 

@@ -200,15 +200,12 @@ class LuSolve(Operator):
     """(LU, pivots, B) -> X with A X = B or the like: d X = lu_solve(dB) + lu_solve_jvp(dLU)."""
 
     schema = "lu_solve(Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor"
+    matrix = 2
 
     @staticmethod
     def shapes(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
         batch = torch.broadcast_shapes(LU.shape[:-2], B.shape[:-2])
         return empty_solution(B.expand(*batch, *B.shape[-2:]), left)
-
-    @classmethod
-    def by_kernel(cls, X: Any, *, on_cuda: bool) -> bool:
-        return False
 
     @classmethod
     def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
@@ -261,7 +258,7 @@ class LuSolveVjp(Operator):
         " -> (Tensor, Tensor)"
     )
     is_composite = True
-    by_kernel = LuSolve.by_kernel
+    matrix = 0
 
     @staticmethod
     def shapes(
@@ -279,7 +276,6 @@ class Slogdet(Operator):
 
     schema = "slogdet(Tensor A) -> (Tensor sign, Tensor logabsdet, Tensor LU, Tensor pivots)"
     matrix = 0
-    by_kernel = LuSolve.by_kernel
 
     @staticmethod
     def shapes(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -324,7 +320,6 @@ class Det(Operator):
 
     schema = "det(Tensor A) -> (Tensor result, Tensor LU, Tensor pivots)"
     matrix = 0
-    by_kernel = LuSolve.by_kernel
 
     @staticmethod
     def shapes(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,7 +353,6 @@ class Adjugate(Operator):
 
     schema = "adjugate(Tensor A, Tensor LU, Tensor pivots) -> Tensor"
     matrix = 0
-    by_kernel = LuSolve.by_kernel
 
     @staticmethod
     def shapes(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
@@ -395,7 +389,6 @@ class Inverse(Operator):
 
     schema = "inverse(Tensor A, Tensor LU, Tensor pivots) -> Tensor"
     matrix = 0
-    by_kernel = LuSolve.by_kernel
 
     @staticmethod
     def shapes(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
@@ -429,8 +422,7 @@ class Solve(Operator):
     """(A, LU, pivots, B) -> X with A X = B or the like, as `lu_solve`: d X = solve(dB - dA X)."""
 
     schema = "solve(Tensor A, Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor"
-    matrix = 0
-    by_kernel = LuSolve.by_kernel
+    matrix = 3
 
     @staticmethod
     def shapes(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:

@@ -9,10 +9,12 @@ from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
 from triton_lu_kernels import factor_blocks, sweep, tile, two_by_two, warp
+from triton_lu_kernels import inverse as inverse_kernel
+from triton_lu_kernels import lu_solve as lu_solve_kernel
 from triton_lu_kernels import permutation as permutation_kernel
 
-from triton_lu import plan
-from triton_lu.results import empty_column_major, empty_factors, empty_row_major
+from triton_lu import aten_backend, plan
+from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
 
 def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,6 +32,18 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     return LU, pivots, infos
 
 
+def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A -> (sign, logabsdet, LU, pivots)."""
+    chosen = _planned("slogdet", A)
+    LU, pivots, _ = empty_factors(A)
+    sign = A.new_empty(A.shape[:-2])
+    logabsdet = A.new_empty(A.shape[:-2], dtype=A.dtype.to_real())
+    A = _within_32_bits(A)
+    with _launching(A):
+        factor_kernel.slogdet(sign, logabsdet, LU, pivots, A, **vars(chosen))
+    return sign, logabsdet, LU, pivots
+
+
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     return _map("vjp", empty_row_major(G), LU, pivots, G)
@@ -43,6 +57,33 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
     return _map("curvature", empty_row_major(Y), D, pivots, Y)
+
+
+def inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+    """A⁻¹ from the factors of A, whose values are not read."""
+    chosen = _planned("inverse", LU)
+    X = empty_column_major(LU)
+    LU = _within_32_bits(LU)
+    with _launching(LU):
+        inverse_kernel.inverse_transpose(X.mT, LU, pivots, **vars(chosen))
+    return X
+
+
+def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
+    """X with A X = B, or X A = B where not left, or Aᴴ in the place of A. The kernel broadcasts no batches."""
+    if LU.shape[:-2] != B.shape[:-2]:
+        return aten_backend.lu_solve(LU, pivots, B, left, adjoint)
+    X = empty_solution(B, left)
+    chosen = _planned("lu_solve", B if left else B.mT)
+    LU, B = _within_32_bits(LU), _within_32_bits(B)
+    with _launching(B):
+        lu_solve_kernel.lu_solve(X, LU, pivots, B, left=left, adjoint=adjoint, **vars(chosen))
+    return X
+
+
+def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
+    """`lu_solve` by the factors of A, whose values are not read."""
+    return lu_solve(LU, pivots, B, left, adjoint)
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:

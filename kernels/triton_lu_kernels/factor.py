@@ -7,6 +7,11 @@
     pivots  [*batch, k]     int32, 1-based; k = min(m, n)
     infos   [*batch]        int32: the first i, from 1, for which U[i, i] is exactly zero, or 0
 
+and of square matrices, in the place of infos,
+
+    sign        [*batch]  det A / |det A|, or 0
+    logabsdet   [*batch]  real: log |det A|, the sum over U's diagonal
+
 Real and complex, any strides, but offsets inside a matrix must be below 2^31, counted in reals. As in LAPACK, a step
 exchanges its row with that of the entry of largest modulus, |re| + |im| over the complex numbers, the first one of
 equals, and does not divide by a pivot that is exactly zero.
@@ -17,7 +22,7 @@ before the end: a lane keeps its rows and knows the positions that the exchanges
 The steps of `PANEL` columns share a loop, for the sake of compile time and registers; PANEL = 1 unrolls them all.
 
 A NaN counts as the largest modulus. Nothing passes from one matrix to another, and a matrix gets the same bits in any
-batch. A is read once, LU, pivots and infos are written once; nothing else is touched.
+batch. A is read once, the results are written once; nothing else is touched.
 """
 
 from typing import Any, NamedTuple
@@ -118,7 +123,8 @@ def advance(state, A, step, FIRST: tl.constexpr, PANEL: tl.constexpr, PIVOT: tl.
 
 
 @triton.jit
-def _factor(LU, pivots, infos, A, N: tl.constexpr, PANEL: tl.constexpr, PIVOT: tl.constexpr):
+def _factor(A, N: tl.constexpr, PANEL: tl.constexpr, PIVOT: tl.constexpr):
+    """The state after the last step."""
     columns = layout.unstack(layout.load_tile(A, N, N))
     row = tl.broadcast_to(tl.arange(0, N)[None, :], (A.exists.shape[0], N))
     state = State(columns, row, row, row, tl.full(row.shape, N, tl.int32))
@@ -129,8 +135,13 @@ def _factor(LU, pivots, infos, A, N: tl.constexpr, PANEL: tl.constexpr, PIVOT: t
             # In each step a row finds its place, also after the last column.
             for step in range(FIRST, tl.minimum(FIRST + PANEL, A.shape[0])):
                 state = advance(state, A, step, FIRST, PANEL, PIVOT)
+    return state
 
+
+@triton.jit
+def _store_factors(LU, pivots, state, PIVOT: tl.constexpr):
     columns = state.columns
+    N: tl.constexpr = len(columns)
     if PIVOT:
         ordered = ()
         for j in tl.static_range(N):
@@ -138,12 +149,42 @@ def _factor(LU, pivots, infos, A, N: tl.constexpr, PANEL: tl.constexpr, PIVOT: t
         columns = ordered
     layout.store_tile(LU, layout.stack(columns))
 
-    steps = tl.minimum(A.shape[0], A.shape[1])
+    row = tl.broadcast_to(tl.arange(0, N)[None, :], state.position.shape)
+    steps = tl.minimum(LU.shape[0], LU.shape[1])
     pivots_offsets = layout.batch_offset(pivots) + row.to(tl.int64) * pivots.strides[1]
-    tl.store(pivots.pointer + pivots_offsets, state.exchanged + 1, A.exists[:, None] & (row < steps))
-    first_zero = tl.where(state.first_zero < steps, state.first_zero + 1, 0)
-    infos_offsets = layout.batch_offset(infos) + row * 0
-    tl.store(infos.pointer + infos_offsets, first_zero, A.exists[:, None] & (row == 0))
+    tl.store(pivots.pointer + pivots_offsets, state.exchanged + 1, pivots.exists[:, None] & (row < steps))
+
+
+@triton.jit
+def _store_infos(infos, state):
+    steps = tl.minimum(infos.shape[0], infos.shape[1])
+    _store_entry(infos, (tl.where(state.first_zero < steps, state.first_zero + 1, 0),))
+
+
+@triton.jit
+def _store_determinant(sign, logabsdet, state):
+    """Products of the pivots, each in the lane of its row; an exchange of two rows counts as a factor -1."""
+    N: tl.constexpr = len(state.columns)
+    n = sign.shape[0]
+    pivot = find_column(state.columns, state.position, 0, N)
+    pivot = field.where(state.position < n, pivot, field.constant_like(pivot, 1.0))
+    phase, log = field.phase_and_log(pivot)
+    row = tl.broadcast_to(tl.arange(0, N)[None, :], state.position.shape)
+    phase = field.where((row < n) & (state.exchanged != row), field.negate(phase), phase)
+    product = field.product_of_lanes(phase)
+    spread = ()
+    for component in tl.static_range(len(product)):
+        spread += (tl.broadcast_to(product[component][:, None], row.shape),)
+    _store_entry(sign, spread)
+    _store_entry(logabsdet, (tl.broadcast_to(tl.sum(log, 1)[:, None], row.shape),))
+
+
+@triton.jit
+def _store_entry(x, value):
+    """Writes one number for every matrix, which all of its lanes [matrices, lanes] have: a lane for each component."""
+    lane = tl.arange(0, value[0].shape[1])[None, :]
+    component = value[0] if len(value) == 1 else tl.where(lane == 0, value[0], value[1])
+    tl.store(x.pointer + (layout.batch_offset(x) + lane), component, x.exists[:, None] & (lane < len(value)))
 
 
 @triton.jit
@@ -161,14 +202,42 @@ def factor_kernel(
     PIVOT: tl.constexpr,
 ):
     batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
-    _factor(
+    state = _factor(layout.Matrix(*A, shape, batch, exists, RAGGED), N, PANEL, PIVOT)
+    _store_factors(
         layout.Matrix(*LU, shape, batch, exists, RAGGED),
         layout.Matrix(*pivots, shape, batch, exists, RAGGED),
-        layout.Matrix(*infos, shape, batch, exists, RAGGED),
-        layout.Matrix(*A, shape, batch, exists, RAGGED),
-        N,
-        PANEL,
+        state,
         PIVOT,
+    )
+    _store_infos(layout.Matrix(*infos, shape, batch, exists, RAGGED), state)
+
+
+@triton.jit
+def slogdet_kernel(
+    sign,
+    logabsdet,
+    LU,
+    pivots,
+    A,
+    shape,
+    batch_size,
+    N: tl.constexpr,
+    MATRICES: tl.constexpr,
+    PANEL: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    state = _factor(layout.Matrix(*A, shape, batch, exists, RAGGED), N, PANEL, True)
+    _store_determinant(
+        layout.Matrix(*sign, shape, batch, exists, RAGGED),
+        layout.Matrix(*logabsdet, shape, batch, exists, RAGGED),
+        state,
+    )
+    _store_factors(
+        layout.Matrix(*LU, shape, batch, exists, RAGGED),
+        layout.Matrix(*pivots, shape, batch, exists, RAGGED),
+        state,
+        True,
     )
 
 
@@ -183,8 +252,31 @@ def factor(LU, pivots, infos, A, *, pivot, matrices, panel, num_warps):
     if LU.numel() == 0:
         infos.zero_()
         return
-    batch_size, (m, n) = A.shape[:-2].numel(), A.shape[-2:]
+    constants = {**_constants(A, matrices, panel), "PIVOT": pivot}
+    _launch(factor_kernel, (LU, pivots, infos, A), matrices, constants, num_warps)
+
+
+def slogdet(sign, logabsdet, LU, pivots, A, *, matrices, panel, num_warps):
+    """`factor` with pivoting of square matrices, which writes their determinants instead of infos.
+
+    `sign` is [*batch] of the dtype of A, `logabsdet` [*batch] of its real dtype: 0 and -inf for a singular matrix.
+    """
+    if LU.numel() == 0:
+        sign.fill_(1)
+        logabsdet.zero_()
+        return
+    constants = _constants(A, matrices, panel)
+    _launch(slogdet_kernel, (sign, logabsdet, LU, pivots, A), matrices, constants, num_warps)
+
+
+def _constants(A, matrices, panel):
+    m, n = A.shape[-2:]
     N = launch.power_of_two(max(m, n))
-    args = (*launch.arguments(A.shape, LU, pivots, infos, A), batch_size)
-    constants = {"N": N, "MATRICES": matrices, "PANEL": panel, "RAGGED": (m, n) != (N, N), "PIVOT": pivot}
-    launch.run(factor_kernel, launch.ceil_div(batch_size, matrices), args, constants, num_warps=num_warps)
+    return {"N": N, "MATRICES": matrices, "PANEL": panel, "RAGGED": (m, n) != (N, N)}
+
+
+def _launch(kernel, tensors, matrices, constants, num_warps):
+    shape = tensors[-1].shape
+    batch_size = shape[:-2].numel()
+    args = (*launch.arguments(shape, *tensors), batch_size)
+    launch.run(kernel, launch.ceil_div(batch_size, matrices), args, constants, num_warps=num_warps)

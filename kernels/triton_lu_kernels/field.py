@@ -124,6 +124,40 @@ def modulus(a):
 
 
 @triton.jit
+def phase_and_log(a):
+    """a / |a|, zero where a is, and log |a|; over the complex numbers without overflow or underflow of |a|^2."""
+    if len(a) == 1:
+        sign = tl.where(a[0] > 0.0, 1.0, tl.where(a[0] < 0.0, -1.0, a[0]))
+        return (sign,), tl.log(tl.abs(a[0]))
+    else:
+        scale = inverse_power_of_two(tl.maximum(tl.abs(a[0]), tl.abs(a[1])))
+        re = a[0] * scale
+        im = a[1] * scale
+        square = tl.fma(re, re, im * im)
+        factor = 1.0 / tl.sqrt(tl.where(square == 0.0, 1.0, square))
+        return (re * factor, im * factor), 0.5 * tl.log(square) - tl.log(scale)
+
+
+@triton.jit
+def _multiply_reals(a, b):
+    return a * b
+
+
+@triton.jit
+def _multiply_complex(a_re, a_im, b_re, b_im):
+    return multiply((a_re, a_im), (b_re, b_im))
+
+
+@triton.jit
+def product_of_lanes(a):
+    """The product of the entries of every row of a [matrices, lanes], as [matrices]."""
+    if len(a) == 1:
+        return (tl.reduce(a[0], 1, _multiply_reals),)
+    else:
+        return tl.reduce(a, 1, _multiply_complex)
+
+
+@triton.jit
 def is_zero(a):
     """Whether a is exactly zero."""
     if len(a) == 1:

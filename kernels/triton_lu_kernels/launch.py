@@ -132,7 +132,7 @@ class Recording(TorchDispatchMode):
         if func.overloadpacket in _ALLOCATE:
             self.slots[id(result)] = len(self.tensors)
             self.tensors.append(result)
-        elif func in _VIEW and id(args[0]) in self.slots:
+        elif func.overloadpacket in _VIEW and id(args[0]) in self.slots:
             self.slots[id(result)] = self.slots[id(args[0])]
             self._views.append(result)
         else:
@@ -141,7 +141,7 @@ class Recording(TorchDispatchMode):
 
 
 _ALLOCATE = [getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_permuted", "new_empty")]
-_VIEW = [torch.ops.aten.view_as_real.default, torch.ops.aten.detach.default]  # some factories detach their result
+_VIEW = [getattr(torch.ops.aten, name) for name in ("view_as_real", "transpose", "detach")]  # by some factories
 _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from triton_lu_kernels import factor
 
-from tests.support.emulated import TARGETS, assert_is_factorization
+from tests.support.emulated import FAULTS, SCHEDULES, TARGETS, assert_is_factorization
 from tests.support.layouts import by_column, by_matrix, by_row
 from tests.support.matrices import ZOO
 from triton_lu import plan
@@ -95,3 +95,70 @@ def test_registers_suffice(shape, dtype, target):
     _, report = run(torch.randn(1, *shape, dtype=dtype), target=target)
     assert report.static["spill_stores"] == 0
     assert report.static["spill_loads"] == 0
+
+
+def determinants(A, **options):
+    """Sign, logabsdet, LU and pivots, in outputs that held other numbers before, and the report of the one launch."""
+    out = A.new_full(A.shape[:1], 7), A.real.new_full(A.shape[:1], 7), torch.full_like(A.mT, torch.nan).mT
+    out += (torch.full(A.shape[:2], -7, dtype=torch.int32),)
+    with ptxrun.device(explicit_barriers=True, **options) as reports:
+        factor.slogdet(*out, A, **asdict(plan.kernel("slogdet", *A.shape[1:], A.dtype)))
+    (report,) = reports
+    assert not report.errors
+    assert not report.warnings
+    return out, report
+
+
+def check_determinants(A, **options):
+    expected = torch.linalg.slogdet(A)
+    tolerance = 1e2 * torch.finfo(A.dtype).eps * A.shape[-1]
+    for schedule in SCHEDULES:
+        results, report = determinants(A, schedule=schedule, **options)
+        for result, theirs in zip(results, expected, strict=False):
+            assert torch.allclose(result, theirs, rtol=tolerance, atol=tolerance), "<= tolerance"
+    return report
+
+
+DETERMINANTS = [
+    ((9, 16, 16), torch.float32, "sm_90"),
+    ((33, 5, 5), torch.float32, "sm_80"),
+    ((1, 40, 40), torch.float32, "sm_80"),
+    ((65, 3, 3), torch.float64, "sm_80"),
+    ((5, 32, 32), torch.float64, "sm_90"),
+    ((17, 8, 8), torch.complex64, "sm_90"),
+    ((1, 20, 20), torch.complex64, "sm_80"),
+    ((33, 4, 4), torch.complex128, "sm_80"),
+    ((1, 32, 32), torch.complex128, "sm_90"),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype", "target"), DETERMINANTS, ids=str)
+def test_determinants(shape, dtype, target):
+    """No finding, nothing read or written twice or fetched in part, no spills."""
+    A = torch.randn(shape, dtype=dtype)
+    A[0, :, 1] = 0
+    report = check_determinants(A, target=target)
+    assert report.unique_read == A.nbytes
+    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_extreme_determinants(dtype):
+    """No logarithm of a denormal number is that of zero, no phase of a huge one infinite."""
+    A = torch.stack([ZOO[kind].make(1, 1, dtype, 0) for kind in ("denormal", "huge", "zero", "constant")])
+    if A.is_complex():
+        A *= 1j
+    wide = A[:, 0, 0].to(torch.complex128 if A.is_complex() else torch.float64)
+    scaled = wide * torch.tensor([2.0**200, 1, 1, 1], dtype=torch.float64)
+    expected = scaled.abs().log() - torch.tensor([2.0**200, 1, 1, 1], dtype=torch.float64).log()
+    (sign, logabsdet, *_), _ = determinants(A, target="sm_90")
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(logabsdet.double(), expected, rtol=4 * eps, atol=4 * eps)
+    torch.testing.assert_close(sign, scaled.sgn().to(dtype), rtol=0, atol=4 * eps)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_in_determinants_is_found(fault):
+    edit, finding = FAULTS[fault]
+    with pytest.raises(AssertionError, match=finding):
+        check_determinants(torch.randn(33, 5, 5), target="sm_80", edit_ptx=edit)

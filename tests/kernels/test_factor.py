@@ -18,7 +18,7 @@ from tests.support.factorizations import (
 )
 from tests.support.layouts import by_column, by_matrix, by_row, sliced
 from tests.support.matrices import REGULAR, ZOO
-from triton_lu import aten_backend, plan
+from triton_lu import aten_backend, backend, plan, reference, triton_backend
 
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
@@ -237,3 +237,92 @@ def test_far_entries():
         out = storage.as_strided(shape, strides)
         run(A, (out, pivots, infos))
         assert_agrees(A, (out.clone(), pivots, infos))
+
+
+def determinants(A, *, matrices=4):
+    """Sign, logabsdet, LU and pivots of the kernel that is planned, but for the number of matrices per program."""
+    options = asdict(plan.kernel("slogdet", *A.shape[1:], A.dtype)) | {"matrices": matrices, "num_warps": 1}
+    sign, logabsdet = torch.full_like(A[:, 0, 0], 7), torch.full_like(A[:, 0, 0].real, 7)
+    LU, pivots, _ = outputs(A)
+    factor.slogdet(sign, logabsdet, LU, pivots, A, **options)
+    return sign, logabsdet, LU, pivots
+
+
+def assert_determinants(A, results):
+    """LU and pivots of `factor`, and the determinant of LU in double precision; a U that is singular exactly has 0."""
+    sign, logabsdet, LU, pivots = results
+    assert_same((LU, pivots), run(A)[:2])
+    n = A.shape[-1]
+    diagonal = reference.double(LU).diagonal(dim1=-2, dim2=-1)
+    unit = torch.ones(n, dtype=torch.float64)
+    if A.is_complex():
+        unit = torch.where(diagonal.real.abs() + diagonal.imag.abs() < 1e-300, 2.0**200 * unit, unit)
+    diagonal = diagonal * unit  # the modulus of a complex denormal would be zero
+    log = diagonal.abs().log() - unit.log()
+    exchanges = (pivots != torch.arange(1, n + 1)).sum(-1)
+    expected = (diagonal.sgn().prod(-1) * (-1) ** exchanges, log.sum(-1))
+    eps = torch.finfo(A.dtype).eps
+    # A logarithm has an error of some eps, relative to 1 or to itself; so has a sum to its terms.
+    scale = 1 + log.abs().nan_to_num(posinf=0).sum(-1)
+    torch.testing.assert_close(reference.double(sign), expected[0], rtol=0, atol=4 * n * eps, equal_nan=True)
+    same = (reference.double(logabsdet) - expected[1]).abs() <= 4 * n * eps * scale
+    assert (same | (logabsdet == expected[1])).all()
+    assert torch.equal(sign == 0, logabsdet == -torch.inf)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 16])
+def test_determinants(n, dtype):
+    """Also singular, denormal and huge ones: no product of pivots over- or underflows."""
+    A = batch_of(FINITE, n, n, dtype)
+    assert_determinants(A, determinants(A, matrices=16))
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype"),
+    [(24, torch.float64), (32, torch.float32), (21, torch.complex64), (32, torch.complex128), (40, torch.float32)],
+    ids=str,
+)
+def test_larger_determinants(n, dtype):
+    A = batch_of(["gaussian", "permutation", "zero", "huge"], n, n, dtype)
+    assert_determinants(A, determinants(A, matrices=2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_determinants_as_torch_finds_them(dtype):
+    A = torch.randn(20, 5, 5, dtype=dtype)
+    A[3, :, 2] = 0
+    expected = torch.linalg.slogdet(A)
+    for result, theirs in zip(determinants(A), expected, strict=False):
+        torch.testing.assert_close(result, theirs, rtol=1e2 * torch.finfo(dtype).eps, atol=1e2 * torch.finfo(dtype).eps)
+    assert (determinants(A)[0][3], determinants(A)[1][3]) == (0, -torch.inf)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_stays_in_its_determinant(dtype):
+    A = torch.randn(4, 5, 5, dtype=dtype)
+    expected = determinants(A)
+    A[1, 2, 1] = torch.nan
+    results = determinants(A)
+    assert results[0][1].isnan()
+    assert results[1][1].isnan()
+    assert_same([x[[0, 2, 3]] for x in results], [x[[0, 2, 3]] for x in expected])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+def test_strides_of_determinants(dtype):
+    A = torch.randn(5, 3, 3, dtype=dtype)
+    sign, logabsdet, LU, pivots = determinants(A)
+    out = [torch.stack([x, x], dim=-1).fill_(7)[..., 0] for x in (sign, logabsdet)]
+    options = asdict(plan.kernel("slogdet", 3, 3, dtype)) | {"matrices": 4, "num_warps": 1}
+    factor.slogdet(*out, LU, pivots, by_matrix(A), **options)
+    assert_same(out, (sign, logabsdet))
+    assert all((x._base[..., 1] == 7).all() for x in out)
+
+
+def test_empty_determinants():
+    with backend("triton"):
+        sign, logabsdet, _, _ = triton_backend.slogdet(torch.empty(3, 0, 0, dtype=torch.complex64))
+    assert (sign.tolist(), logabsdet.tolist()) == ([1] * 3, [0] * 3)
+    assert (sign.dtype, logabsdet.dtype) == (torch.complex64, torch.float32)

@@ -48,6 +48,24 @@ class TwoByTwo:
 
 
 @dataclass(frozen=True)
+class Inverse:
+    """The kernel of inverses from factors, up to 32×32. registers: of a thread, at most."""
+
+    matrices: int
+    num_warps: int
+    registers: int = 255
+
+
+@dataclass(frozen=True)
+class LuSolve:
+    """The kernel of solutions, up to 32×32. cols: right-hand sides of a program."""
+
+    matrices: int
+    cols: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
 class Order:
     """The kernel that finds the order of the rows. rows: per program."""
 
@@ -138,7 +156,7 @@ _SWEEP = {  # blocks as wide as the registers hold: with half the width there ar
 }
 
 
-Kernel = Factor | FactorBlocks | Warp | TwoByTwo | Tile | Sweep | Curvature
+Kernel = Factor | FactorBlocks | Inverse | LuSolve | Warp | TwoByTwo | Tile | Sweep | Curvature
 
 
 def kernel(
@@ -148,10 +166,16 @@ def kernel(
     largest = max(m, n)
     if name == "factor":
         return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
+    if name == "slogdet":
+        return _factor(largest, dtype)
+    if name in ("lu_solve", "solve"):  # of m×m, with n right-hand sides
+        return _lu_solve(m, n, dtype) if largest <= 32 else None
+    if name == "inverse":
+        return _inverse(largest, dtype)
+    if name not in ("vjp", "jvp", "curvature"):
+        return None
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
-    if name == "mixed":
-        return None
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
         return _sweep(batch, m, n, dtype, multiprocessors) if largest < ATEN_FROM else None
     if largest > 32:
@@ -205,6 +229,27 @@ def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
         return Factor(matrices=1, panel=2 if dtype == torch.complex64 else 4, num_warps=1)
     size = max(2, 1 << (largest - 1).bit_length())
     return Factor(matrices=128 // size, panel=1, num_warps=4)  # a row per lane
+
+
+def _inverse(largest: int, dtype: torch.dtype) -> Inverse | None:
+    """The kernel of inverses of matrices of at most `largest` rows.
+
+    Programs of one warp are best where registers limit how many there are at once.
+    """
+    if largest > 16:
+        registers = 128 if dtype == torch.float32 else 255  # 16 programs on a multiprocessor, which take no longer
+        return Inverse(matrices=1, num_warps=1, registers=registers) if largest <= 32 else None
+    size = max(2, 1 << (largest - 1).bit_length())
+    if size == 16 and not dtype.is_complex:
+        return Inverse(matrices=2, num_warps=1)
+    return Inverse(matrices=128 // size, num_warps=4)  # a column per lane
+
+
+def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve:
+    """The kernel of solutions with matrices of n rows, at most 32."""
+    size = max(2, 1 << (n - 1).bit_length())
+    cols = min(1 << max(right_hand_sides - 1, 0).bit_length(), 32 * 4 // dtype.itemsize)  # in registers, with LU
+    return LuSolve(matrices=32 // size, cols=cols, num_warps=1)
 
 
 def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> FactorBlocks | None:
