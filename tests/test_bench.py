@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import triton_lu
@@ -428,7 +429,6 @@ def test_figures_are_drawn_beside_the_table(bench, tmp_path, capsys):
 
 
 def test_a_figure_has_a_panel_for_a_problem_and_a_line_for_a_series():
-    about = {"status": "ok", "device": "a CPU", "threads": 1, "torch": "2", "triton_lu": "0", "commit": "abc"}
     rows = pandas.DataFrame(
         {
             "problem": problem,
@@ -438,22 +438,61 @@ def test_a_figure_has_a_panel_for_a_problem_and_a_line_for_a_series():
             "dtype": dtype,
             "speedup": n,
             "provider": "triton_lu",
-            **about,
         }
         for problem in ("backward", "jvp")
         for n in (4, 8, 16)
-        for batch in (1, 10)
+        for batch in (1, 10, 1000)
         for dtype in ("float32", "float64")
-    ).assign(kind=lambda rows: rows.batch.map({1: "single", 10: "batch"}))
+    ).assign(kind=lambda rows: rows.batch.map({1: "single", 10: "smaller batch", 1000: "batch"}))
     figure = plot._figure(rows, "dtype", "speedup", "speed-up")
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["backward", "jvp"]
     for axes in panels:
-        assert [line.get_xydata().tolist() for line in axes.lines] == [[[4, 4], [8, 8], [16, 16]]] * 4
-        heights = sorted(text.xy[1] for text in axes.texts)
-        assert {text.get_text() for text in axes.texts} == {"float32", "float64", "float32, batch", "float64, batch"}
+        level, *lines = axes.lines
+        assert level.get_ydata() == [1, 1]
+        assert [line.get_xydata().tolist() for line in lines] == [[[4, 4], [8, 8], [16, 16]]] * 6
+        assert [line.get_linestyle() for line in lines] == 2 * ["-"] + 2 * ["None"] + 2 * ["--"]
+        labels = [text for text in axes.texts if text.get_text() != "10"]
+        assert len(axes.texts) == len(labels) + 3
+        assert {text.get_text() for text in labels} == {"float32", "float64", "float32, batch", "float64, batch"}
+        assert {text.xy for text in labels} == {(16, 16)}
+        heights = sorted(text.xyann[1] for text in labels)
         assert all(b - a >= 0.99 * plot.SPACING for a, b in pairwise(heights))
         assert heights[-1] <= 1.001
+
+
+def test_a_figure_tells_of_all_its_rows(bench, tmp_path):
+    bench("--problems", "forward", "--dtypes", "float32", "--sizes", "4", "2x4x4", "5x4x4", "2x8x8")
+    table = tmp_path / "table.csv"
+    rows = pandas.read_csv(table).assign(commit=["abc", "def"] * 4, torch=[f"2.{i}" for i in range(8)])
+    rows.to_csv(table, index=False)
+    read = plot._read(table)
+    assert dict(zip(read.batch.astype(str) + "×" + read.n.astype(str), read.kind, strict=True)) == {
+        "1×4": "single",
+        "2×4": "smaller batch",
+        "5×4": "batch",
+        "2×8": "batch",
+    }
+    text = plot._hardware(read)
+    assert "commits: abc and def" in text
+    assert "torch 8 different" in text
+    assert calibration.device_name(CPU) in text
+
+
+def test_the_title_of_a_single_panel_is_not_cut(bench, tmp_path):
+    bench(*BACKWARD, "4")
+    table = tmp_path / "table.csv"
+    pandas.read_csv(table).assign(device="a machine with a very long name " * 3).to_csv(table, index=False)
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        save = Figure.savefig
+        patch.setattr(
+            Figure, "savefig", lambda figure, *args, **options: (figures.append(figure), save(figure, *args, **options))
+        )
+        list(plot.draw(table))
+    for figure in figures:
+        box = figure._suptitle.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_the_roofline_is_the_larger_of_two_times():

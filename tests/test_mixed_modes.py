@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.func import jacfwd, jacrev
+from torch._dynamo.exc import TorchDynamoException
+from torch.func import hessian, jacfwd, jacrev, vmap
 
 import triton_lu
 
@@ -46,3 +47,17 @@ def test_pytorchs_are_wrong_where_forward_mode_is_the_inner_one(name, outer):
     """Failing, this says that PyTorch has mended its issues 192540, 192521, 196696, 196697: the README is to say so."""
     assert error(PYTORCHS[name], "reverse", outer) < 1e-7
     assert error(PYTORCHS[name], "forward", outer) > 0.1
+
+
+def test_compiled_under_vmap():
+    """One nesting is PyTorch's to mend: when that fails to fail, docs/limits.md is to say so."""
+
+    def log_determinant(A):
+        return triton_lu.lu(A, get_infos=True)[0].diagonal().abs().log().sum()
+
+    A = torch.randn(3, n, n, dtype=torch.float64)
+    expected = vmap(hessian(log_determinant))(A)
+    compiled = torch.compile(vmap(jacrev(jacfwd(log_determinant))), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(A), expected)
+    with pytest.raises(TorchDynamoException, match="INTERNAL ASSERT FAILED"):
+        torch.compile(vmap(hessian(log_determinant)), backend="aot_eager", fullgraph=True)(A)
