@@ -348,7 +348,7 @@ def test_quick_grid_is_a_part_of_the_full_one():
     assert {shape.batch * shape.n**2 for shape in FOOTPRINT[1:]} == {4_194_304}
     assert {problem.dtype for problem in quick} == {torch.float32}
     assert {problem.dtype for problem in full} == {torch.float32, torch.float64, torch.complex64}
-    assert all(problem.size.m == problem.size.n for problem in full if problem.name in ("logdet", "solve"))
+    assert all(problem.size.m == problem.size.n for problem in full if problem.name in ("logdet", "solve", "inv"))
 
 
 def test_sizes_are_read():

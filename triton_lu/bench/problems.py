@@ -27,9 +27,11 @@ PROBLEMS = {
     "forward+backward": Cost(3, 4),
     "jvp": Cost(3, 4),  # with the factorization, because PyTorch computes both at once
     "double backward": Cost(6, 5),  # three maps
-    "logdet": Cost(3, 2),  # log |det A|: factorization and backward
-    "solve": Cost(3, 2),  # A⁻¹ b, one vector per matrix: factorization and backward
+    "logdet": Cost(3, 2),  # log |det A| and its gradient, an inverse from the factors
+    "solve": Cost(1, 2),  # A⁻¹ b, one vector per matrix, and its gradient
+    "inv": Cost(9, 4),  # A⁻¹ and its gradient, two products
 }
+SQUARE = ("logdet", "solve", "inv")
 
 
 class Size(NamedTuple):
@@ -150,6 +152,6 @@ def grid(
         for name in names or PROBLEMS
         for dtype in dtypes or (DTYPES[:1] if quick else DTYPES)
         for size in sizes or (FULL if full else QUICK)
-        if (size.m == size.n or name not in ("logdet", "solve"))
+        if (size.m == size.n or name not in SQUARE)
         and not (quick and name not in ("forward", "backward") and max(size.m, size.n) > 1024)
     ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, grad
 
 import triton_lu
-from triton_lu.bench.problems import Problem
+from triton_lu.bench.problems import SQUARE, Problem
 
 Function = Callable[[], tuple[Any, ...]]  # of tensors, or JAX's arrays
 
@@ -25,9 +25,11 @@ Function = Callable[[], tuple[Any, ...]]  # of tensors, or JAX's arrays
 def _value(name: str, linalg: ModuleType) -> Callable[[Tensor, Tensor], Tensor]:
     """(A, b) -> what is computed, or differentiated."""
     if name == "logdet":
-        return lambda A, b: linalg.lu_factor_ex(A).LU.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+        return lambda A, b: linalg.slogdet(A).logabsdet
     if name == "solve":
-        return lambda A, b: linalg.lu_solve(*linalg.lu_factor_ex(A)[:2], b)
+        return lambda A, b: linalg.solve(A, b)
+    if name == "inv":
+        return lambda A, b: linalg.inv(A)
     return lambda A, b: linalg.lu_factor_ex(A).LU
 
 
@@ -49,7 +51,7 @@ def _with_torch(
 
         return tangent
     A.requires_grad_()
-    if problem.name in ("forward+backward", "logdet", "solve"):
+    if problem.name in ("forward+backward", *SQUARE):
         return lambda: grad(value(A, b), A, G)
     LU = value(A, b)
     if problem.name == "backward":
@@ -84,17 +86,18 @@ def _with_jax(problem: Problem, device: torch.device) -> Function:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
     import jax.numpy as jnp
-    from jax.scipy.linalg import lu_factor, lu_solve
+    from jax.scipy.linalg import lu_factor
 
     jax.config.update("jax_enable_x64", True)
     place = jax.devices("gpu" if device.type == "cuda" else "cpu")[0]
     A, b, G, V = (jax.device_put(x.numpy(), place) for x in _arguments(problem))
 
-    def value(A: Any) -> Any:
-        LU, pivots = lu_factor(A)
-        if problem.name == "logdet":
-            return jnp.log(jnp.abs(jnp.diagonal(LU, axis1=-2, axis2=-1))).sum(-1)
-        return lu_solve((LU, pivots), b) if problem.name == "solve" else LU
+    values: dict[str, Callable[[Any], Any]] = {
+        "logdet": lambda A: jnp.linalg.slogdet(A).logabsdet,
+        "solve": lambda A: jnp.linalg.solve(A, b),
+        "inv": jnp.linalg.inv,
+    }
+    value = values.get(problem.name, lambda A: lu_factor(A)[0])
 
     def pull(vjp: Callable[..., Any], G: Any) -> Any:
         """The vector-Jacobian product with PyTorch's convention for complex numbers, the conjugate of JAX's."""
