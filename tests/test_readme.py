@@ -52,7 +52,7 @@ def test_solutions(names):
 
 def test_determinants(names):
     M = names["M"]
-    torch.testing.assert_close(names["logabsdet"], torch.linalg.slogdet(M).logabsdet)
+    torch.testing.assert_close(names["logabsdet"], torch.linalg.slogdet(M).logabsdet, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(M.grad, torch.linalg.inv(M.detach()).mT, rtol=1e-2, atol=1e-2)
 
 
