@@ -28,7 +28,7 @@ import triton_lu
 from benchmarks.kernels import permuted, problem, ptxrun
 from triton_lu import aten_backend, plan
 from triton_lu.bench.problems import Size
-from triton_lu.cli import dtype_name
+from triton_lu.command import dtype_name
 
 RESULTS = Path(__file__).parent / "results" / "estimates" / "large.csv"
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
