@@ -113,8 +113,9 @@ def test_empty(shape):
 def test_operator(equation, monkeypatch):
     """It runs the kernel where the batches are equal and the system is small; else ATen."""
     calls = []
-    solve = triton_backend.lu_solve
-    monkeypatch.setattr(triton_backend, "lu_solve", lambda *args: calls.append(args) or solve(*args))
+    kernel = triton_backend.lu_solve_kernel
+    solve = kernel.lu_solve
+    monkeypatch.setattr(kernel, "lu_solve", lambda *args, **options: calls.append(args) or solve(*args, **options))
     LU, pivots, B = problem(torch.randn(3, 5, 5, dtype=torch.complex128), 2, equation[0])
     with backend("triton"):
         X = triton_lu.linalg.lu_solve(LU, pivots, B, left=equation[0], adjoint=equation[1])
