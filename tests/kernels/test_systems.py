@@ -12,8 +12,9 @@ def _loss(linalg, A, B):
     return logabsdet.sum() + X.abs().square().sum() + inverse.abs().square().sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-@pytest.mark.parametrize("n", [1, 3, 8, 17, 32])
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(1, torch.float32), (8, torch.float32), (17, torch.float32), (5, torch.complex64)], ids=str
+)
 def test_gradients(n, dtype, monkeypatch):
     A = torch.randn(3, n, n, dtype=dtype) + n * torch.eye(n)
     B = torch.randn(3, n, 2, dtype=dtype)
