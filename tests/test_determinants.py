@@ -10,14 +10,9 @@ from torch.func import hessian, jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 import triton_lu
+from tests.support.nestings import SECOND
 
 slogdet, det, logdet = triton_lu.linalg.slogdet, triton_lu.linalg.det, triton_lu.linalg.logdet
-SECOND = {
-    "reverse over reverse": lambda f: jacrev(jacrev(f)),
-    "forward over reverse": lambda f: jacfwd(jacrev(f)),
-    "reverse over forward": lambda f: jacrev(jacfwd(f)),
-    "forward over forward": lambda f: jacfwd(jacfwd(f)),
-}
 
 
 def matrix(*shape, dtype=torch.float64):

@@ -15,8 +15,11 @@ n = 4
 B = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 OURS = {
-    "slogdet": lambda A: triton_lu.lu(A)[0].diagonal().abs().log().sum(),
-    "solve": lambda A: triton_lu.linalg.lu_solve(*triton_lu.linalg.lu_factor(A), B).square().sum(),
+    "lu": lambda A: triton_lu.lu(A)[0].diagonal().abs().log().sum(),
+    "lu_solve": lambda A: triton_lu.linalg.lu_solve(*triton_lu.linalg.lu_factor(A), B).square().sum(),
+    "det": triton_lu.linalg.det,
+    "slogdet": lambda A: triton_lu.linalg.slogdet(A).logabsdet,
+    "solve": lambda A: triton_lu.linalg.solve(A, B).square().sum(),
 }
 PYTORCHS = {
     "det": torch.linalg.det,

@@ -10,15 +10,10 @@ from torch.func import jacfwd, jacrev, vmap
 from torch.testing import assert_close
 
 import triton_lu
+from tests.support.nestings import SECOND
 
 solve, solve_ex = triton_lu.linalg.solve, triton_lu.linalg.solve_ex
 inv, inv_ex = triton_lu.linalg.inv, triton_lu.linalg.inv_ex
-MODES = {
-    "reverse over reverse": lambda f: jacrev(jacrev(f)),
-    "forward over reverse": lambda f: jacfwd(jacrev(f)),
-    "reverse over forward": lambda f: jacrev(jacfwd(f)),
-    "forward over forward": lambda f: jacfwd(jacfwd(f)),
-}
 
 
 def matrix(*shape, dtype=torch.float64):
@@ -33,26 +28,26 @@ def second_of_solution(A, b):
     return term + term.permute(0, 3, 4, 1, 2)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", SECOND)
 def test_second_derivatives(mode):
     A, b = matrix(4, 4), matrix(4)
     expected = second_of_solution(A, b)
-    assert_close(MODES[mode](lambda A: solve(A, b))(A), expected)
-    assert_close(MODES[mode](lambda A: inv(A) @ b)(A), expected)
+    assert_close(SECOND[mode](lambda A: solve(A, b))(A), expected)
+    assert_close(SECOND[mode](lambda A: inv(A) @ b)(A), expected)
 
 
 @pytest.mark.xfail(strict=True, reason="PyTorch is wrong here; once it is not, this fails, and can go")
 @pytest.mark.parametrize("mode", ["reverse over forward", "forward over forward"])
 def test_second_derivatives_of_torch(mode):
     A, b = matrix(4, 4), matrix(4)
-    assert_close(MODES[mode](lambda A: torch.linalg.solve(A, b))(A), second_of_solution(A, b))
+    assert_close(SECOND[mode](lambda A: torch.linalg.solve(A, b))(A), second_of_solution(A, b))
 
 
 def test_third_derivatives_in_every_mode():
     A = matrix(2, 2)
     for function in (lambda A: solve(A, A.sin()), inv):
         expected = jacrev(jacrev(jacrev(function)))(A)
-        for mode in MODES.values():
+        for mode in SECOND.values():
             assert_close(jacfwd(mode(function))(A), expected)
 
 
@@ -193,7 +188,7 @@ def test_the_likelihood_of_a_gaussian_process():
 
     parameters = matrix(3)
     expected = torch.autograd.functional.hessian(lambda p: likelihood(p, torch.linalg), parameters)
-    for mode in MODES.values():
+    for mode in SECOND.values():
         assert_close(mode(likelihood)(parameters), expected)
 
 

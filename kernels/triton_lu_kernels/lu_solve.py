@@ -20,17 +20,7 @@ A right-hand side gets the same bits in any batch, with any others.
 import triton
 import triton.language as tl
 
-from . import field, launch, layout, permutation
-
-
-@triton.jit
-def _diagonal(cols):
-    """Entry i of every matrix's diagonal in lane i, from its columns."""
-    row = tl.arange(0, len(cols))[None, :]
-    entries = cols[0]
-    for j in tl.static_range(1, len(cols)):
-        entries = field.where(row == j, cols[j], entries)
-    return entries
+from . import field, launch, layout, permutation, substitution
 
 
 @triton.jit
@@ -72,7 +62,7 @@ def _solve(
     order = permutation.order(pivots, N)
     T = layout.load_tile(LU, N, N, 1.0)
     negated = layout.unstack(field.negate(field.conjugate(T) if CONJUGATED else T))
-    inverse_diagonal = field.negate(field.reciprocal(_diagonal(negated)))
+    inverse_diagonal = field.negate(field.reciprocal(substitution.diagonal(negated)))
     B = layout.load_tile(B, N, COLS, col=col, order=None if TRANSPOSED else order)
     vectors = _substitute(negated, inverse_diagonal, layout.unstack(B), UPPER=False, UNIT=not TRANSPOSED)
     vectors = _substitute(negated, inverse_diagonal, vectors, UPPER=True, UNIT=TRANSPOSED)

@@ -58,7 +58,7 @@ def solve(negated, vectors, UPPER: tl.constexpr, TRANSPOSED: tl.constexpr):
     END: tl.constexpr = -1 if BACKWARD else N
     STEP: tl.constexpr = -1 if BACKWARD else 1
     if UPPER:
-        inverse_diagonal = field.negate(field.reciprocal(_diagonal(negated)))
+        inverse_diagonal = field.negate(field.reciprocal(diagonal(negated)))
     solved = ()  # in the order of the steps
     for i in tl.static_range(FIRST, END, STEP):
         total = vectors[i]
@@ -71,7 +71,7 @@ def solve(negated, vectors, UPPER: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
-def _diagonal(cols):
+def diagonal(cols):
     """Entry i of every matrix's diagonal in lane i, from its columns."""
     row = tl.arange(0, len(cols))[None, :]
     entries = cols[0]
