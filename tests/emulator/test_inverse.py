@@ -54,7 +54,7 @@ def check(shape, dtype, layout, target, **options):
     return report
 
 
-@pytest.mark.parametrize(("shape", "dtype", "layout", "target"), CASES, ids=str)
+@pytest.mark.parametrize(("shape", "dtype", "layout", "target"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_case(shape, dtype, layout, target):
     check(shape, dtype, layout, target)
 

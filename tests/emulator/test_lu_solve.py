@@ -41,7 +41,9 @@ def check(size, k, dtype, left, adjoint, layout, target, **options):
         assert max(report.static["spill_stores"], report.static["spill_loads"]) == 0
 
 
-@pytest.mark.parametrize(("size", "k", "dtype", "left", "adjoint", "layout", "target"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("size", "k", "dtype", "left", "adjoint", "layout", "target"), CASES, ids=lambda x: getattr(x, "__name__", str(x))
+)
 def test_case(size, k, dtype, left, adjoint, layout, target):
     check(size, k, dtype, left, adjoint, layout, target)
 
