@@ -1,11 +1,11 @@
-"""The accuracy table: its reference in extended precision, and its rows."""
+"""The accuracy table: its reference in extended precision, and its rows. The estimates of large matrices."""
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import accuracy
-from triton_lu import reference
+from benchmarks import accuracy, large
+from triton_lu import plan, reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
@@ -25,3 +25,33 @@ def test_measure(dtype):
         assert 0 < float(row[f"{provider}_error"]) < reference.tolerance(dtype, 24)
     assert row["ratio"] == pytest.approx(float(row["triton_lu_error"]) / float(row["torch_error"]), rel=0.02)
     assert accuracy.measure("wilkinson", 1, 150, torch.float32) is None
+
+
+@pytest.mark.parametrize("dtype", large.DTYPES, ids=str)
+@pytest.mark.parametrize("name", large.MAPS)
+def test_no_products_are_estimated_slower_than_the_sequence_of_torch(name, dtype):
+    """At every size from which on they are the plan, although PyTorch's solves count as if they were products."""
+    for n in (plan.ATEN_FROM, 3000, 4096, 8192):
+        assert large.products(name, n, dtype).seconds < large.torch_sequence(name, n, dtype).seconds
+
+
+def test_no_products_are_estimated_slower_than_the_backward_of_torch_was():
+    for dtype, measured in large.MEASURED_MS.items():
+        for n, ms in measured.items():
+            assert 1e3 * large.products("vjp", n, dtype).seconds < ms
+
+
+def test_counts_of_the_sequences_of_torch():
+    n = 512
+    for name, flops in (("vjp", 8), ("jvp", 8), ("second derivative", 20)):
+        for dtype, real in ((torch.float32, 1), (torch.complex64, 4)):
+            assert large.torch_sequence(name, n, dtype).flops == pytest.approx(flops * real * n**3, rel=0.01)
+
+
+def test_costs_of_one_product():
+    A = torch.ones(100, 200)
+    with large.Costs() as costs:
+        A @ A.mT
+    assert (costs.operations, costs.flops) == (1, 2 * 100 * 100 * 200)
+    assert costs.bytes == 4 * (2 * 100 * 200 + 100 * 100)
+    assert costs.seconds == pytest.approx(6e-6 + costs.flops / 40e12)
