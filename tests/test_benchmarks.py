@@ -1,4 +1,4 @@
-"""The accuracy table: its reference in extended precision, its rows, and its file; which kernels are asked for."""
+"""The accuracy table, the kernels that are asked for, and the estimates of large matrices."""
 
 import csv
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import accuracy, kernels
-from triton_lu import reference
+from benchmarks import accuracy, kernels, large
+from triton_lu import plan, reference
 from triton_lu.command import exit_code
 
 
@@ -64,3 +64,33 @@ def test_kernels_by_name(capsys):
         parser.parse_args(["vpj"])
     assert exit.value.code == 2
     assert "there is no kernel 'vpj'; expected one of factor, vjp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", large.DTYPES, ids=str)
+@pytest.mark.parametrize("name", large.MAPS)
+def test_no_products_are_estimated_slower_than_the_sequence_of_torch(name, dtype):
+    """At every size from which on they are the plan, although PyTorch's solves count as if they were products."""
+    for n in (plan.ATEN_FROM, 3000, 4096, 8192):
+        assert large.products(name, n, dtype).seconds < large.torch_sequence(name, n, dtype).seconds
+
+
+def test_no_products_are_estimated_slower_than_the_backward_of_torch_was():
+    for dtype, measured in large.MEASURED_MS.items():
+        for n, ms in measured.items():
+            assert 1e3 * large.products("vjp", n, dtype).seconds < ms
+
+
+def test_counts_of_the_sequences_of_torch():
+    n = 512
+    for name, flops in (("vjp", 8), ("jvp", 8), ("second derivative", 20)):
+        for dtype, real in ((torch.float32, 1), (torch.complex64, 4)):
+            assert large.torch_sequence(name, n, dtype).flops == pytest.approx(flops * real * n**3, rel=0.01)
+
+
+def test_costs_of_one_product():
+    A = torch.ones(100, 200)
+    with large.Costs() as costs:
+        A @ A.mT
+    assert (costs.operations, costs.flops) == (1, 2 * 100 * 100 * 200)
+    assert costs.bytes == 4 * (2 * 100 * 200 + 100 * 100)
+    assert costs.seconds == pytest.approx(6e-6 + costs.flops / 40e12)
