@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from triton_lu import calibration
 
 settings.register_profile(
-    "default", max_examples=250, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+    "default", max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=10_000, derandomize=False)
 settings.load_profile("default")
