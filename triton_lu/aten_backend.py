@@ -104,13 +104,6 @@ def _block_of_products(name: str, X: Tensor) -> int | None:
     return plan.block_of_products(name, m, n, X.dtype, X.device.type)
 
 
-def _permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
-    """Pᵀ X, or the inverse P X, contiguous."""
-    m, n = X.shape[-2:]
-    order = row_order.of_batch(pivots, m, inverse=inverse)
-    return torch.index_select(X.reshape(-1, n), 0, order).view(X.shape)
-
-
 def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Blocks], None]) -> None:
     """Runs a sweep on X in place, in the blocks of its plan."""
     m, n = X.shape[-2:]
@@ -137,7 +130,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
         _sweep_(X.copy_(G), LU, _vjp_sweep_)
     m, n = X.shape[-2:]
     if n <= plan.PANEL:
-        return _permuted(X, pivots, inverse=True)
+        return row_order.permuted(X, pivots, inverse=True)
     origin = row_order.of_batch(pivots, m, inverse=True)
     flat = X.view(-1, n)
     workspace = flat.new_empty(len(flat), plan.PANEL)
@@ -157,7 +150,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     form = _small_form("jvp", E)
     if form == "block":
         return numpy_backend.jvp(LU, pivots, E)
-    W = _permuted(E, pivots)
+    W = row_order.permuted(E, pivots)
     if form == "columns":
         return numpy_backend.by_columns(numpy_backend.jvp_columns, W, LU, empty_column_major(E))
     _sweep_(W, LU, _jvp_sweep_)
@@ -174,7 +167,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     form = _small_form("curvature", Y)
     if form == "block":
         return numpy_backend.curvature(D, pivots, Y)
-    X = _permuted(Y, pivots)
+    X = row_order.permuted(Y, pivots)
     if form == "columns":
         return numpy_backend.by_columns(numpy_backend.curvature_columns, X, D, empty_row_major(Y))
     m, n = Y.shape[-2:]
@@ -211,7 +204,7 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     )
     with full_precision(D):
         change = torch.bmm(dL.neg_(), other_dU).baddbmm_(other_dL, dU, alpha=-1)
-    return _permuted(change.view(dB.shape), pivots, inverse=True)
+    return row_order.permuted(change.view(dB.shape), pivots, inverse=True)
 
 
 def _workspace(W: Tensor, width: int) -> Tensor:

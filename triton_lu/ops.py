@@ -423,14 +423,11 @@ class Solve(Operator):
 
     schema = "solve(Tensor A, Tensor LU, Tensor pivots, Tensor B, bool left, bool adjoint) -> Tensor"
     matrix = 3
+    batching = LuSolve.batching
 
     @staticmethod
     def shapes(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
         return LuSolve.shapes(LU, pivots, B, left, adjoint)
-
-    @classmethod
-    def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        return _solved_batch(op, info, in_dims, args, all_batched=False), 0
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -475,7 +472,7 @@ def _solved_batch(
     *tensors, left, adjoint = args
     batched = [dim is not None for dim in in_dims[: len(tensors)]]
     ranks = [x.ndim - is_batched - 2 for x, is_batched in zip(tensors, batched, strict=True)]
-    pivots = 2 if op is solve else 1
+    pivots = next(i for i, x in enumerate(tensors) if x.dtype == torch.int32)  # what is before them is the matrix
     ranks[pivots] += 1
     of_matrix = slice(pivots + 1)
     batched[of_matrix] = [any(batched[of_matrix])] * (pivots + 1)

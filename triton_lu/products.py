@@ -70,7 +70,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor, block: int) -> Tensor:
     B = _matrices(LU)
     inverses_L, inverses_UH = _inverses(B, block)
     inverses_U = _conjugated_(inverses_UH).mT
-    W = _permuted(E, pivots)
+    W = _matrices(row_order.permuted(E, pivots))
     Z = empty_column_major(W)
 
     # Z, in the rows from k on what is left of Pᵀ E there
@@ -111,7 +111,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor, block: int) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y."""
     m, n = Y.shape[-2:]
     blocks = blocks_of(0, min(m, n), block)
-    D, X = _matrices(D), _permuted(Y, pivots).neg_()
+    D, X = _matrices(D), _matrices(row_order.permuted(Y, pivots)).neg_()
     K = empty_row_major(X)
     for J in blocks:
         down, right = slice(J.start, m), slice(J.start, n)
@@ -201,13 +201,6 @@ def _matrices(X: Tensor) -> Tensor:
     """One matrix or a batch of them with one dimension; a copy where every product would make one."""
     X = X.reshape(X.shape[-2:] if X.shape[:-2].numel() == 1 else (-1, *X.shape[-2:]))
     return X if 1 in X.stride()[-2:] else X.contiguous()
-
-
-def _permuted(X: Tensor, pivots: Tensor) -> Tensor:
-    """Pᵀ X, contiguous, with the dimensions of `_matrices`."""
-    m, n = X.shape[-2:]
-    permuted = torch.index_select(X.reshape(-1, n), 0, row_order.of_batch(pivots, m))
-    return permuted if len(permuted) == m else permuted.view(-1, m, n)
 
 
 def _conjugated_(X: Tensor) -> Tensor:

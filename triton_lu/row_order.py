@@ -29,6 +29,12 @@ def of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
     return _exchanged(pivots, m, inverse=inverse, stride=m)
 
 
+def permuted(X: Tensor, pivots: Tensor, *, inverse: bool = False) -> Tensor:
+    """Pᵀ X, or the inverse P X, contiguous."""
+    m, n = X.shape[-2:]
+    return torch.index_select(X.reshape(-1, n), 0, of_batch(pivots, m, inverse=inverse)).view(X.shape)
+
+
 def of_one(pivots: Tensor, m: int, *, inverse: bool = False) -> list[int]:
     """The same for one matrix, as a list."""
     chosen = pivots.flatten().tolist()

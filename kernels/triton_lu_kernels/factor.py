@@ -201,7 +201,7 @@ def factor_kernel(
     RAGGED: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     state = _factor(layout.Matrix(*A, shape, batch, exists, RAGGED), N, PANEL, PIVOT)
     _store_factors(
         layout.Matrix(*LU, shape, batch, exists, RAGGED),
@@ -226,7 +226,7 @@ def slogdet_kernel(
     PANEL: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     state = _factor(layout.Matrix(*A, shape, batch, exists, RAGGED), N, PANEL, True)
     _store_determinant(
         layout.Matrix(*sign, shape, batch, exists, RAGGED),

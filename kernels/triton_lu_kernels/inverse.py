@@ -36,8 +36,7 @@ def _inverse_in_blocks(out, LU, pivots):
     L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(
         blocks.load(LU, 0, 0, DIAGONAL=1.0), blocks.load(LU, 16, 16, DIAGONAL=1.0)
     )
-    order = permutation.order(pivots, 32)
-    top, bottom = tl.split(tl.permute(tl.reshape(order, (1, 2, 16)), (0, 2, 1)))
+    top, bottom = permutation.order_in_halves(pivots)
     if LU.shape[0] > 0:  # true: a branch for the sake of compile time, as in `two_by_two`
         X22 = field.dot(U22_inverse, L22_inverse)
         blocks.store(out, layout.transpose(X22), 16, 16, order=bottom)
@@ -61,7 +60,7 @@ def inverse_kernel(out, LU, pivots, shape, batch_size, N: tl.constexpr, MATRICES
             layout.Matrix(*pivots, shape, batch, exists, RAGGED),
         )
     else:
-        batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+        batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
         _inverse(
             layout.Matrix(*out, shape, batch, exists, RAGGED),
             layout.Matrix(*LU, shape, batch, exists, RAGGED),

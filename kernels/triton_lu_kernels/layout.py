@@ -70,9 +70,9 @@ def batch_index(number, shape):
 
 
 @triton.jit
-def batch_of_program(shape, batch_size, MATRICES: tl.constexpr):
-    """The indices of the matrices of this program, one of those with MATRICES each, and which of them exist."""
-    number = tl.program_id(0).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
+def batch_of_program(program, shape, batch_size, MATRICES: tl.constexpr):
+    """The indices of the matrices of a program, one of those with MATRICES each, and which of them exist."""
+    number = program.to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
     return batch_index(number, shape), number < batch_size
 
 

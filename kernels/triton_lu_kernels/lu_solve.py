@@ -85,9 +85,7 @@ def lu_solve_kernel(
     RAGGED: tl.constexpr,
 ):
     parts = tl.cdiv(shape[1], COLS)
-    number = (tl.program_id(0) // parts).to(tl.int64) * MATRICES + tl.arange(0, MATRICES)
-    batch = layout.batch_index(number, shape)
-    exists = number < batch_size
+    batch, exists = layout.batch_of_program(tl.program_id(0) // parts, shape, batch_size, MATRICES)
     square = shape[:1] + shape[:1] + shape[2:]
     _solve(
         layout.Matrix(*X, shape, batch, exists, RAGGED),

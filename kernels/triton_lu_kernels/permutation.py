@@ -39,6 +39,12 @@ def order(pivots, N: tl.constexpr):
 
 
 @triton.jit
+def order_in_halves(pivots):
+    """The order [1, 32] of the rows of one matrix as those of its upper 16 and of its lower 16 rows."""
+    return tl.split(tl.permute(tl.reshape(order(pivots, 32), (1, 2, 16)), (0, 2, 1)))
+
+
+@triton.jit
 def _exchange(rows, chosen, step):
     """The rows after one of the exchanges."""
     return _exchange_with(rows, tl.gather(chosen, tl.full(rows.shape, step, tl.int32), 1), step)

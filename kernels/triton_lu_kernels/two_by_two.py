@@ -24,18 +24,11 @@ from . import blocks, field, launch, layout, permutation
 
 
 @triton.jit
-def _top_and_bottom(pivots):
-    """Where the upper 16 rows of X, and where the lower ones, lie in P X."""
-    order = permutation.order(pivots, 32)
-    return tl.split(tl.permute(tl.reshape(order, (1, 2, 16)), (0, 2, 1)))
-
-
-@triton.jit
 def _vjp(out, LU, pivots, G):
     B11 = blocks.load(LU, 0, 0, DIAGONAL=1.0)
     B22 = blocks.load(LU, 16, 16, DIAGONAL=1.0)
     L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
-    top, bottom = _top_and_bottom(pivots)
+    top, bottom = permutation.order_in_halves(pivots)
     if LU.shape[0] > 0:  # true: a branch for the sake of compile time
         # X22 = vjp(G22)
         G22 = blocks.load(G, 16, 16)
@@ -70,7 +63,7 @@ def _jvp(out, LU, pivots, E):
     B11 = blocks.load(LU, 0, 0, DIAGONAL=1.0)
     B22 = blocks.load(LU, 16, 16, DIAGONAL=1.0)
     L11_inverse, L22_inverse, U11_inverse, U22_inverse = blocks.inverses(B11, B22)
-    top, bottom = _top_and_bottom(pivots)
+    top, bottom = permutation.order_in_halves(pivots)
     if LU.shape[0] > 0:  # true: a branch for the sake of compile time
         # dB11 = jvp(dA11)
         dA11 = blocks.load(E, 0, 0, order=top)

@@ -104,7 +104,7 @@ def warp_kernel(
     MATRICES: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     MAP(
         layout.Matrix(*out, shape, batch, exists, RAGGED),
         layout.Matrix(*LU, shape, batch, exists, RAGGED),

@@ -35,7 +35,7 @@ def complete(
     MATRICES: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     tile = layout.load_tile(layout.Matrix(*x, shape, batch, exists, RAGGED), ROWS, COLS, DIAGONAL)
     layout.store_tile(layout.Matrix(*out, shape, batch, exists, False), tile)
 
@@ -67,7 +67,7 @@ def move(
     RAGGED: tl.constexpr,
 ):
     """A part of x to the same part of `out`; if PERMUTED, from its rows backwards and to every second row."""
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     index = tl.broadcast_to(tl.arange(0, ROWS)[None, :], (MATRICES, ROWS))
     source = ROWS - 1 - index if PERMUTED else None
     destination = 2 * index if PERMUTED else None
@@ -117,7 +117,7 @@ def rearrange(
     MATRICES: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     tile = layout.load_tile(layout.Matrix(*x, shape, batch, exists, RAGGED), N, N)
     if STEP == "stack":
         tile = layout.stack(layout.unstack(tile))

@@ -26,7 +26,7 @@ def kernel(
     MATRICES: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     factors = layout.unstack(layout.load_tile(layout.Matrix(*B, shape, batch, exists, RAGGED), N, N, 1.0))
     rows = layout.turn(layout.unstack(layout.load_tile(layout.Matrix(*W, shape, batch, exists, RAGGED), N, N)))
     if STEP == "product":
@@ -78,7 +78,7 @@ def test_triangles(n, upper, transposed, order, dtype):
 def merge_kernel(
     out, A, B, shape, batch_size, STEP: tl.constexpr, N: tl.constexpr, MATRICES: tl.constexpr, RAGGED: tl.constexpr
 ):
-    batch, exists = layout.batch_of_program(shape, batch_size, MATRICES)
+    batch, exists = layout.batch_of_program(tl.program_id(0), shape, batch_size, MATRICES)
     first = layout.unstack(layout.load_tile(layout.Matrix(*A, shape, batch, exists, RAGGED), N, N))
     second = layout.unstack(layout.load_tile(layout.Matrix(*B, shape, batch, exists, RAGGED), N, N))
     if STEP == "columns":

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from triton_lu import reference
 from triton_lu.bench import calibrate, machine
-from triton_lu.bench.problems import Problem, grid
+from triton_lu.bench.problems import SQUARE, Problem, grid
 from triton_lu.bench.providers import PROVIDERS
 from triton_lu.bench.timing import Clock, Clockmaker, Timing, event_clock, interleaved, peak_bytes, settled, wall_clock
 from triton_lu.command import InputError, chosen_device, dtype_name, new_file
@@ -64,7 +64,7 @@ def run(args: Namespace) -> int:
     dtypes = [getattr(torch, name) for name in args.dtypes or ()]
     problems = grid(args.problems or (), args.sizes or (), dtypes, full=args.full)
     if not problems:
-        raise InputError("no problem has these names and sizes: logdet and solve are of square matrices")
+        raise InputError(f"no problem has these names and sizes: {', '.join(SQUARE)} are of square matrices")
     output = new_file(args)
     facts["timer"] = "wall clock" if device.type == "cpu" else GRAPHS if args.graph else EVENTS
     console.print(f"{len(problems)} problems, mostly of a second, to {output}")
