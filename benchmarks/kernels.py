@@ -1,4 +1,4 @@
-"""What every kernel costs, without a GPU: `python -m benchmarks.kernels [vjp] [curvature] [--sizes 4 100x40] ...`.
+"""What every kernel costs, without a GPU: `python -m benchmarks.kernels [vjp] [--sizes 4 100x40 16x512x512] ...`.
 
 A row is a kernel for one size, dtype and GPU, compiled for that GPU. Static columns come from Triton's compiler.
 Dynamic ones are counted by `ptxrun`, an emulator of compiled kernels, on some programs of a launch that fills the GPU;
@@ -64,24 +64,36 @@ FACTOR_TARGETS = {
     "complex64": {16: 1.3, 32: 2.0, 64: 5.0, 128: 6.3},
     "complex128": {16: 1.3, 32: 2.5, 64: 4.2, 128: 5.2},
 }
+BATCHES = {  # of `factor` besides, where single programs are waited for or the L2 cache is too small; microseconds
+    Size(256, 128, 128): 135,
+    Size(4096, 128, 128): 750,
+    Size(64, 256, 256): 290,
+    Size(4096, 256, 256): 6000,
+    Size(16, 512, 512): 650,
+    Size(64, 512, 512): 800,
+    Size(4, 1024, 1024): 1700,
+    Size(64, 1024, 1024): 3000,
+}
+LONGER = {"float32": 1, "float64": 2, "complex64": 3, "complex128": 5}  # than these may take other dtypes
 JVP = 1.2  # forward mode may take so many times as long as reverse mode,
 RAGGED = 1.6  # and a matrix that is not a square of a power of two as the next one that is
 
 
 def batch_of(size: Size) -> int:
-    """As many matrices as fill the GPU several times: what a row is about."""
-    return ENTRIES // (size.m * size.n)
+    """What was asked for, or as many matrices as fill the GPU several times: what a row is about."""
+    return size.batch if size.batch > 1 else ENTRIES // (size.m * size.n)
 
 
 def problem(name: str, size: Size, dtype: torch.dtype, batch: int) -> Callable[[], object]:
     """A call of the operator on `batch` matrices that are numbers, not more: costs do not depend on their values."""
     _, m, n = size
+    if name == "factor":
+        A = torch.zeros(batch, m, n, dtype=dtype)  # takes no memory where no program of a sample reads
+        return lambda: torch.ops.triton_lu.factor(A)
     matrix = torch.eye(m, n, dtype=dtype).expand(batch, m, n)
     by_rows, by_columns = matrix.contiguous(), matrix.mT.contiguous().mT
     k = min(m, n)
     pivots = torch.arange(1, k + 1, dtype=torch.int32).expand(batch, k).contiguous()
-    if name == "factor":
-        return lambda: torch.ops.triton_lu.factor(by_rows)
     return lambda: getattr(torch.ops.triton_lu, name)(by_columns, pivots, by_rows)
 
 
@@ -195,7 +207,7 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
         return {}
     large = max(size[1:]) > 128  # several launches, whose programs differ
     batch = batch_of(size)
-    sample = 16 if large and name != "factor" else 4  # of a factorization's few but long programs, alike but for masks
+    sample = 16 if large and name != "factor" else 4  # of a factorization's few but long programs
     options = {"target": GPUS[gpu], "sample": sample, "check": False}
     with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted():
         problem(name, size, dtype, batch)()
@@ -236,8 +248,11 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
 
 
 def target_ratio(name: str, size: Size, dtype: torch.dtype) -> float | None:
-    limits = (FACTOR_TARGETS if name == "factor" else TARGETS)[dtype_name(dtype)]
     _, m, n = size
+    if name == "factor" and size in BATCHES:
+        copy = size.batch * fewest_bytes(name, size, dtype) / BANDWIDTH["H100"]
+        return round(BATCHES[size] * 1e-6 * LONGER[dtype_name(dtype)] / copy, 2)
+    limits = (FACTOR_TARGETS if name == "factor" else TARGETS)[dtype_name(dtype)]
     full = m == n and n & (n - 1) == 0
     factor = (JVP if name == "jvp" else 1) * (1 if full else RAGGED)
     return next((round(factor * ratio, 2) for largest, ratio in limits.items() if max(m, n) <= largest), None)
@@ -245,7 +260,7 @@ def target_ratio(name: str, size: Size, dtype: torch.dtype) -> float | None:
 
 def show(table: pd.DataFrame) -> None:
     """The columns that say whether a kernel is done; the file has them all."""
-    columns = ["kernel", "m", "n", "dtype", "gpu", "launches", "registers", "spilled_bytes", "code_kib"]
+    columns = ["kernel", "batch", "m", "n", "dtype", "gpu", "launches", "registers", "spilled_bytes", "code_kib"]
     columns += ["requested_over_fewest", "unique_over_fewest", "sectors_over_fewest", "coalescing"]
     columns += ["useful_over_fewest_flops", "estimate_us", "estimate_over_copy", "target_ratio", "bound", "fetch_share"]
     columns += ["coverage", "rough"]
@@ -284,10 +299,13 @@ def main() -> None:
     add_output(parser, "kernels.csv")
     arguments = parser.parse_args()
     output = new_file(arguments)
-    asked = (arguments.gpus, arguments.kernels or KERNELS, arguments.dtypes, arguments.sizes)
+    names = arguments.kernels or KERNELS
+    asked = [*product(arguments.gpus, names, arguments.dtypes, arguments.sizes)]
+    if arguments.sizes is SIZES and "factor" in names:
+        asked += product(arguments.gpus, ["factor"], arguments.dtypes, BATCHES)
     made_with = {"triton": triton.__version__, "commit": machine.commit(Path(triton_lu.__file__).parent)}
     rows = []
-    for gpu, name, dtype_, shape in track(list(product(*asked)), description="kernels"):
+    for gpu, name, dtype_, shape in track(asked, description="kernels"):
         dtype = getattr(torch, dtype_)
         if plan.kernel(name, shape.m, shape.n, dtype) is not None:
             about = {"kernel": name, "m": shape.m, "n": shape.n, "dtype": dtype_, "gpu": gpu, "target": GPUS[gpu]}
