@@ -177,11 +177,12 @@ def _factor_panel(
                 tl.store(inverse + offsets, columns[j][q][c], finished & (col >= 0))
     col = tl.arange(0, PANEL)
     for q in tl.static_range(CHUNKS):
+        exist = k + q * CHUNK + index < task.m
         tile = ()
         for c in tl.static_range(COMPONENTS):
             offsets = (q * CHUNK + index)[:, None] + ((col * COMPONENTS + c) * PANEL_ROWS)[None, :]
-            tile += (tl.load(task.scratch + offsets),)
-        _store(task.work, task.work_stride, tile, rows[q], k + q * CHUNK + index < task.m, k, end)
+            tile += (tl.load(task.scratch + offsets, exist[:, None]),)
+        _store(task.work, task.work_stride, tile, rows[q], exist, k, end)
     tl.debug_barrier()
     return chosen, first_zero
 

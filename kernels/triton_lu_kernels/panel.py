@@ -175,7 +175,8 @@ def _inverse(pivot, modulus):
 
 @triton.jit
 def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
-    """Takes `steps` steps and writes each finished column of L and U to `scratch`, [COLUMNS, COMPONENTS, ROWS].
+    """Takes `steps` steps and writes each finished column of L and U to `scratch`, [COLUMNS, COMPONENTS, ROWS], as far
+    as there are rows.
 
     Returns columns and places as they are then, the positions that the steps chose [COLUMNS] and the first step with a
     pivot that is zero, or COLUMNS.
@@ -186,6 +187,9 @@ def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
     WARPS: tl.constexpr = place[0].shape[0]
     ROWS: tl.constexpr = CHUNKS * WARPS * 32
     row = tl.arange(0, WARPS)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    exists = ()
+    for q in tl.static_range(CHUNKS):
+        exists += (place[q] >= 0,)
     which = tl.arange(0, COLUMNS)
     chosen = which
     first_zero = tl.full((), COLUMNS, tl.int32)
@@ -215,7 +219,7 @@ def factor(columns, place, scratch, steps, PIVOT: tl.constexpr):
             multiplier = field.multiply(field.scale(column[q], scale), inverse)
             finished = field.where(left, multiplier, column[q])
             for c in tl.static_range(COMPONENTS):
-                tl.store(scratch + (c * ROWS + q * WARPS * 32) + row, finished[c])
+                tl.store(scratch + (c * ROWS + q * WARPS * 32) + row, finished[c], exists[q])
             negated += (field.where(left, field.negate(multiplier), field.constant_like(multiplier, 0.0)),)
             unit += (field.where(is_pivot, field.constant_like(multiplier, 1.0), negated[q]),)
         place = moved

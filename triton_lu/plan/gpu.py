@@ -267,10 +267,15 @@ def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors
         if dtype.is_complex:
             num_warps = 16 if largest > 512 else 8
             return FactorBlocks(block=32, cols=32, rows=64 if words == 2 else 32, num_warps=num_warps, span=256)
-        return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256)
+        # Where there are programs for it, three on a multiprocessor beat two; float64 panels of 1024 rows do not fit.
+        three = batch > multiprocessors // 3 and largest * words <= 1024
+        return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256, registers=168 if three else 255)
     many = batch > 4 * multiprocessors
     num_warps = 4 if not many else 1 if words == 1 else 2
-    return FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
+    chosen = FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
+    if many and not dtype.is_complex:  # more programs hide waits for memory; complex ones would spill
+        return replace(chosen, rows=16, registers=128 if words == 1 else 168)
+    return chosen
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device, batch: int = 2) -> bool:
