@@ -1,5 +1,6 @@
 """Determinants and adjugates from A = P L U, in ATen operations."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
@@ -15,6 +16,15 @@ def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
     return diagonal.sgn().prod(-1) * _parity(pivots), diagonal.abs().log_().sum(-1)
 
 
+def is_product_of(LU: Tensor) -> bool:
+    """Whether no product of some of U's diagonal over- or underflows."""
+    if LU.numel() == 0:
+        return True
+    sizes = np.abs(LU.numpy().diagonal(axis1=-2, axis2=-1))
+    bound = 2.0 ** ((1000 if sizes.dtype == np.float64 else 120) / LU.shape[-1])
+    return bool(1 / bound < sizes.min() and sizes.max() < bound)
+
+
 def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
@@ -23,18 +33,27 @@ def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     return _scaled(*_product(diagonal)) * _parity(pivots)
 
 
-def adjugate(LU: Tensor, pivots: Tensor) -> Tensor:
-    """adj(P L U), column-major: det(A) A⁻¹, or its limit where U has zeros on its diagonal."""
+def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """adj(P L U), or its conjugate transpose, column-major.
+
+    It is det(A) A⁻¹, or the limit of that where U has zeros on its diagonal.
+    """
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
     if not LU.is_cuda and _is_moderate(diagonal):
-        return inverse(LU, pivots).mul_((_product_in_double(diagonal) * _parity(pivots))[..., None, None])
+        factor = _product_in_double(diagonal) * _parity(pivots)
+        return inverse(LU, pivots, adjoint).mul_((factor.conj_physical() if adjoint else factor)[..., None, None])
     is_zero = diagonal == 0
     mantissa, exponent = _product(diagonal)
-    factor = (mantissa * _parity(pivots))[..., None, None]
-    regular = _scaled(inverse(LU, pivots) * factor, exponent[..., None, None])
+    factor = mantissa * _parity(pivots)
+    if adjoint:
+        factor = factor.conj_physical()
+    regular = _scaled(inverse(LU, pivots, adjoint) * factor[..., None, None], exponent[..., None, None])
     if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):
         return regular
-    return torch.where(is_zero.any(-1)[..., None, None], _adjugate_of_singular(LU, pivots, is_zero), regular)
+    singular = _adjugate_of_singular(LU, pivots, is_zero)
+    if adjoint:
+        singular = singular.mT.conj_physical()
+    return torch.where(is_zero.any(-1)[..., None, None], singular, regular)
 
 
 def _adjugate_of_singular(LU: Tensor, pivots: Tensor, is_zero: Tensor) -> Tensor:

@@ -44,11 +44,11 @@ def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool,
         return (system.fold(W) @ _mH(system.fold(X))).view(LU.shape).neg()
 
 
-def inverse(LU: Tensor, pivots: Tensor) -> Tensor:
-    """A⁻¹, column-major."""
+def inverse(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """A⁻¹, or A⁻ᴴ, column-major."""
     identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device).expand_as(LU)
-    if not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
-        return torch.linalg.lu_solve(LU, pivots, identity)
+    if adjoint or not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
+        return torch.linalg.lu_solve(LU, pivots, identity, adjoint=adjoint)
     X = torch.linalg.lu_solve(LU, pivots, identity, adjoint=True).mT
     return empty_column_major(X).copy_(X).conj_physical_()
 

@@ -170,9 +170,9 @@ def kernel(
         return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "slogdet":
         return _factor(largest, dtype)
-    if name in ("lu_solve", "solve"):  # of m×m, with n right-hand sides
+    if name in ("lu_solve", "solve", "solve_ex"):  # of m×m, with n right-hand sides
         return _lu_solve(m, n, dtype) if largest <= 32 else None
-    if name == "inverse":
+    if name in ("inverse", "inv_ex"):
         return _inverse(largest, dtype)
     if name not in ("vjp", "jvp", "curvature"):
         return None
