@@ -77,26 +77,23 @@ def _not_transposed(A: Tensor) -> Tensor:
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A -> (sign, log|det A|, LU, pivots)."""
     if _in_one_call(A):
-        return tuple(torch._linalg_slogdet(_not_transposed(A)))
+        sign, logabsdet, LU, pivots = torch._linalg_slogdet(_not_transposed(A))
+        return sign, logabsdet, LU, pivots
     LU, pivots, _ = _factored(A)
     return *determinant.signed_log(LU, pivots), LU, pivots
 
 
 def det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A -> (det A, LU, pivots)."""
-    if _in_one_call(A):
-        value, LU, pivots = torch._linalg_det(_not_transposed(A))
-        if determinant.is_product_of(LU):
-            return value, LU, pivots
-    else:
-        LU, pivots, _ = _factored(A)
+    LU, pivots, _ = _factored(A)
     return determinant.determinant(LU, pivots), LU, pivots
 
 
 def inv_ex(A: Tensor) -> tuple[Tensor, Tensor]:
     """A -> (A⁻¹, infos)."""
     if _in_one_call(A):
-        return tuple(torch.linalg.inv_ex(A))
+        X, infos = torch.linalg.inv_ex(A)
+        return X, infos
     LU, pivots, infos = _factored(A)
     return torch.ops.triton_lu.inverse(A, LU, pivots), infos
 

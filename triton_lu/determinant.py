@@ -7,6 +7,7 @@ from torch.linalg import solve_triangular
 
 from triton_lu.solve import inverse
 
+LARGE = 2.0**120  # a number of every dtype, as is its reciprocal
 MANTISSAS = 64  # whose product, at least 2⁻⁶⁴ and at most 2³², no dtype rounds to zero or infinity
 
 
@@ -16,21 +17,11 @@ def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
     return diagonal.sgn().prod(-1) * _parity(pivots), diagonal.abs().log_().sum(-1)
 
 
-def is_product_of(LU: Tensor) -> bool:
-    """Whether no product of some of U's diagonal over- or underflows."""
-    if LU.numel() == 0:
-        return True
-    sizes = np.abs(LU.numpy().diagonal(axis1=-2, axis2=-1))
-    bound = 2.0 ** ((1000 if sizes.dtype == np.float64 else 120) / LU.shape[-1])
-    return bool(1 / bound < sizes.min() and sizes.max() < bound)
-
-
 def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
-    diagonal = LU.diagonal(dim1=-2, dim2=-1)
-    if not LU.is_cuda and _is_moderate(diagonal):  # a look at it on a GPU would synchronize it
-        return _product_in_double(diagonal).mul_(_parity(pivots)).to(LU.dtype)
-    return _scaled(*_product(diagonal)) * _parity(pivots)
+    if (product := _product_in_double(LU, pivots)) is not None:
+        return torch.from_numpy(product).to(LU.dtype)
+    return _scaled(*_product(LU.diagonal(dim1=-2, dim2=-1))) * _parity(pivots)
 
 
 def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
@@ -38,22 +29,24 @@ def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
 
     It is det(A) A⁻¹, or the limit of that where U has zeros on its diagonal.
     """
+    X = inverse(LU, pivots, adjoint)
+    if (product := _product_in_double(LU, pivots)) is not None:
+        sizes = np.abs(product)
+        if sizes.min() > 1 / LARGE and sizes.max() < LARGE:
+            factor = torch.from_numpy(product.conj() if adjoint else product)
+            return X.mul_(factor.to(LU.dtype)[..., None, None])
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
-    if not LU.is_cuda and _is_moderate(diagonal):
-        factor = _product_in_double(diagonal) * _parity(pivots)
-        return inverse(LU, pivots, adjoint).mul_((factor.conj_physical() if adjoint else factor)[..., None, None])
     is_zero = diagonal == 0
     mantissa, exponent = _product(diagonal)
     factor = mantissa * _parity(pivots)
-    if adjoint:
-        factor = factor.conj_physical()
-    regular = _scaled(inverse(LU, pivots, adjoint) * factor[..., None, None], exponent[..., None, None])
+    for number in (factor.conj_physical() if adjoint else factor, *_powers_of_two(exponent, factor.dtype)):
+        X.mul_(number[..., None, None])
     if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):
-        return regular
+        return X
     singular = _adjugate_of_singular(LU, pivots, is_zero)
     if adjoint:
         singular = singular.mT.conj_physical()
-    return torch.where(is_zero.any(-1)[..., None, None], singular, regular)
+    return torch.where(is_zero.any(-1)[..., None, None], singular, X, out=X)
 
 
 def _adjugate_of_singular(LU: Tensor, pivots: Tensor, is_zero: Tensor) -> Tensor:
@@ -86,17 +79,23 @@ def _parity(pivots: Tensor) -> Tensor:
     return 1 - 2 * ((pivots != steps).sum(-1) & 1)
 
 
-def _is_moderate(x: Tensor) -> bool:
-    """Whether no product of some of the entries over- or underflows in double precision."""
-    return x.numel() == 0 or x.abs().log2_().abs_().sum(-1).max().item() < 1000
-
-
-def _product_in_double(x: Tensor) -> Tensor:
-    return x.prod(-1, dtype=torch.complex128 if x.is_complex() else torch.float64)
+def _product_in_double(LU: Tensor, pivots: Tensor) -> np.ndarray | None:
+    """det(P L U) on a CPU as the product of U's diagonal, unless that of some of it could over- or underflow."""
+    if LU.is_cuda or LU.numel() == 0:  # a look at them on a GPU would synchronize it
+        return None
+    n = LU.shape[-1]
+    diagonal = LU.numpy().diagonal(axis1=-2, axis2=-1).reshape(-1, n).T  # [n, batch]: sums are over rows
+    diagonal = diagonal.astype(np.result_type(diagonal, np.float64), order="C")
+    _, exponents = np.frexp(np.abs(diagonal))
+    if (np.abs(exponents).sum(0) > 1000 - n).any():
+        return None
+    exchanges = (np.arange(1, n + 1)[:, None] != pivots.numpy().reshape(-1, n).T).sum(0)
+    return (diagonal.prod(0) * (1 - 2 * (exchanges & 1))).reshape(LU.shape[:-2])
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:
     """The product over the last dimension as a number of moderate size and a power of two."""
+    x = x.contiguous()
     exponents = torch.zeros(x.shape[:-1], dtype=torch.int32, device=x.device)
     while True:
         parts = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.unsqueeze(-1)
@@ -109,9 +108,15 @@ def _product(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(x: Tensor, exponent: Tensor) -> Tensor:
-    """x 2^exponent, in two factors: the power alone may overflow."""
-    real = x.dtype.to_real()
+    """x 2^exponent."""
+    first, second = _powers_of_two(exponent, x.dtype)
+    return x * first * second
+
+
+def _powers_of_two(exponent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """2^exponent in two factors: the power alone may overflow."""
+    real = dtype.to_real()
     most = 1023 if real == torch.float64 else 127
     half = (exponent // 2).clamp(-most, most)
     rest = (exponent - half).clamp(-most, most)
-    return x * half.to(real).exp2() * rest.to(real).exp2()
+    return half.to(real).exp2(), rest.to(real).exp2()

@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triton_lu import plan
 from triton_lu import solve as solving
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
 from triton_lu.precision import full_precision
@@ -456,8 +457,10 @@ class InvEx(Operator):
 
 
 def _adjoint(function: Any, A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """A⁻ᴴ or adj(A)ᴴ, in the layout that A usually has: row-major on a GPU, column-major on a CPU, see `by_columns`."""
-    return function(A, LU, pivots, True) if A.is_cpu else function(A, LU, pivots).mH
+    """A⁻ᴴ or adj(A)ᴴ, without the copy that would make A⁻¹ of it where it is found first."""
+    if plan.inverse_by_adjoint(A.shape[-1], A.device.type):
+        return function(A, LU, pivots, True)
+    return function(A, LU, pivots).mH
 
 
 def _change_of_inverse(X: Tensor, dA: Tensor) -> Tensor:
