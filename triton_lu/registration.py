@@ -91,7 +91,8 @@ class Operator(DerivativeRule):
 
 
 prepared_calls: dict[Hashable, Callable[..., Any] | None] = {}
-"""Calls of operators on kernels, by all that decides what they allocate and launch; None of those made once so far."""
+"""Calls of operators on kernels, by all that decides what they allocate and launch: as `launch.prepare` returns them,
+None of those made once so far."""
 
 MOST = 4096  # of them, at some kilobytes each
 
