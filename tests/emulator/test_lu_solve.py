@@ -48,6 +48,12 @@ def test_case(size, k, dtype, left, adjoint, layout, target):
     check(size, k, dtype, left, adjoint, layout, target)
 
 
+@pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_compiled_for_newer_gpus(dtype, k):
+    check((1, 32), k, dtype, True, False, by_column, "sm_100")
+
+
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if "masks" in fault])
 def test_planted_fault_is_found(fault):
     """Programs of one warp need no barriers."""
