@@ -171,8 +171,9 @@ def test_usage_without_a_command(argv, complaint, capsys):
         main(argv)
     err = capsys.readouterr().err
     assert exit.value.code == 2
-    assert err.startswith("usage: python -m triton_lu")
+    assert err.startswith("python -m triton_lu: error: ")
     assert complaint in err
+    assert err.count("\n") == 1
 
 
 def test_version(capsys):
