@@ -1,7 +1,7 @@
 """The Laplacian of log |det| of many Slater matrices, as the kinetic energy in quantum Monte Carlo.
 
-Forward over reverse mode, under vmap along directions and walkers. PyTorch's own slogdet is right in this nesting for one
-walker, and wrong, without an error, for several on a CPU (2.14).
+Forward over reverse mode, under vmap along directions and walkers. PyTorch's own slogdet is right in this nesting for
+one walker, and wrong, without an error, for several on a CPU (2.14).
 """
 
 import torch
