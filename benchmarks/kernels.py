@@ -37,7 +37,7 @@ import triton_lu
 from triton_lu import plan, triton_backend
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Problem, Size, size
-from triton_lu.command import add_output, dtype_name, exit_code, new_file
+from triton_lu.command import Parser, add_output, dtype_name, exit_code, new_file
 from triton_lu.validation import DTYPES
 
 try:
@@ -288,7 +288,7 @@ def show(table: pd.DataFrame) -> None:
 
 def parser_of(
     prog: str, description: str | None, sizes: Sequence[Size] | None, names: Sequence[str] = KERNELS
-) -> argparse.ArgumentParser:
+) -> Parser:
     """A parser of which kernels are asked for, all of those by default; `sizes` are the default's."""
 
     def kernel_name(text: str) -> str:
@@ -297,7 +297,7 @@ def parser_of(
         return text
 
     dtypes = list(map(dtype_name, DTYPES))
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description)
+    parser = Parser(prog=f"python -m benchmarks.{prog}", description=description)
     parser.add_argument(
         "kernels", nargs="*", type=kernel_name, metavar="kernel", help=f"{', '.join(names)}; default: all"
     )
