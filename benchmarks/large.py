@@ -22,6 +22,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from math import ceil, nan, prod
 from time import thread_time
@@ -147,8 +148,9 @@ def first_programs_alone() -> Iterator[None]:
         yield
 
 
-def launch_seconds(parts: Sequence[str], n: int, dtype: torch.dtype) -> list[float]:
-    """Of every launch of the kernels of these operators, by the emulator."""
+@cache
+def launch_seconds(part: str, n: int, dtype: torch.dtype) -> list[float]:
+    """Of every launch of that operator's kernels, by the emulator."""
     reports: list[Any]
     options = {"target": GPUS["H100"], "sample": 8, "check": False}
     with (
@@ -157,8 +159,7 @@ def launch_seconds(parts: Sequence[str], n: int, dtype: torch.dtype) -> list[flo
         permuted(),
         first_programs_alone(),
     ):
-        for part in parts:
-            problem(part, Size(1, n, n), dtype, 1)()
+        problem(part, Size(1, n, n), dtype, 1)()
     times = [report.roofline("H100")["time"] for report in reports]
     return [max(pair) for pair in zip(times[::2], times[1::2], strict=True)]
 
@@ -176,45 +177,44 @@ def host_seconds(function: Callable[[], object]) -> float:
     return min(turns)
 
 
-def kernels_host_seconds(parts: Sequence[str], n: int, dtype: torch.dtype) -> float:
+@cache
+def kernels_host_seconds(part: str, n: int, dtype: torch.dtype) -> float:
     with silent(SilentDevice(GPUS["H100"])):
-        return sum(host_seconds(problem(part, Size(1, n, n), dtype, 1)) for part in parts)
+        return host_seconds(problem(part, Size(1, n, n), dtype, 1))
 
 
-def products_host_seconds(parts: Sequence[str], n: int, dtype: torch.dtype) -> float:
+@cache
+def products_host_seconds(part: str, n: int, dtype: torch.dtype) -> float:
     """Of as many blocks, joined of as many smaller ones, that have one column each."""
-    total = 0.0
-    for part in parts:
-        block = plan.block_of_products(part, n, n, dtype, "cuda")
-        assert block is not None
-        width = block // plan.SUBSTITUTION
-        X = torch.eye(ceil(n / block) * width, dtype=dtype)
-        pivots = torch.arange(1, len(X) + 1, dtype=torch.int32)
-        with patch.object(plan, "SUBSTITUTION", 1):
-            total += host_seconds(lambda: getattr(products_backend, part)(X.mT, pivots, X, width))  # noqa: B023
-    return total
+    block = plan.block_of_products(part, n, n, dtype, "cuda")
+    assert block is not None
+    width = block // plan.SUBSTITUTION
+    X = torch.eye(ceil(n / block) * width, dtype=dtype)
+    pivots = torch.arange(1, len(X) + 1, dtype=torch.int32)
+    with patch.object(plan, "SUBSTITUTION", 1):
+        return host_seconds(lambda: getattr(products_backend, part)(X.mT, pivots, X, width))
 
 
 def row(name: str, n: int, dtype: torch.dtype) -> dict[str, object]:
     parts = MAPS[name]
-    ours, theirs = products(parts, n, dtype), torch_sequence(name, n, dtype)
-    products_host = products_host_seconds(parts, n, dtype)
     by_kernels = [part for part in parts if plan.kernel(part, n, n, dtype) is not None]
     by_products = [part for part in parts if part not in by_kernels]
-    if by_products == [*parts]:
-        planned = max(ours.seconds, products_host)
-    else:
-        planned = max(products(by_products, n, dtype).seconds, products_host_seconds(by_products, n, dtype))
+    ours, theirs = products(parts, n, dtype), torch_sequence(name, n, dtype)
+
+    def products_host(parts: Sequence[str]) -> float:
+        return sum(products_host_seconds(part, n, dtype) for part in parts)
+
+    planned = max(products(by_products, n, dtype).seconds, products_host(by_products))
     launches: list[float] = []
     kernels_host = kernels = None
     if by_kernels:
-        kernels_host = kernels_host_seconds(by_kernels, n, dtype)
-        if ptxrun is not None:
-            launches = launch_seconds(by_kernels, n, dtype)
+        kernels_host = sum(kernels_host_seconds(part, n, dtype) for part in by_kernels)
+        if ptxrun is None:
+            planned = nan
+        else:
+            launches = [time for part in by_kernels for time in launch_seconds(part, n, dtype)]
             kernels = sum(launches)
             planned += kernels_host + kernels
-        else:
-            planned = nan
     measured = MEASURED_MS.get(dtype, {}).get(n) if name == "vjp" else None
     n3 = n**3 * (4 if dtype.is_complex else 1)
 
@@ -229,7 +229,7 @@ def row(name: str, n: int, dtype: torch.dtype) -> dict[str, object]:
         "operations": ours.operations,
         "flops_over_n3": round(ours.flops / n3, 2),
         "products_ms": ms(ours.seconds),
-        "products_host_ms": ms(products_host),
+        "products_host_ms": ms(products_host(parts)),
         "launches": len(launches) or None,
         "kernels_ms": ms(kernels),
         "kernels_host_ms": ms(kernels_host),

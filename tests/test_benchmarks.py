@@ -94,7 +94,7 @@ def test_hosts_and_products_of_the_same_operations(monkeypatch):
     monkeypatch.setattr(row_order, "of_batch", lambda pivots, m: torch.arange(m, device=pivots.device))
     monkeypatch.setattr(row_order, "permuted", lambda X, pivots: X.clone())
     for name in ("vjp", "jvp", "curvature"):
-        large.products_host_seconds([name], 1024, torch.complex64)
+        large.products_host_seconds.__wrapped__(name, 1024, torch.complex64)
         counted = large.products([name], 1024, torch.complex64).operations
         assert counted == operations.pop()
 
