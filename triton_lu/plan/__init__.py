@@ -9,9 +9,9 @@ import torch
 from triton_lu.plan import cpu, gpu
 from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Widths, default_block, elimination, solve_by_rows, triangle_panel
 from triton_lu.plan.gpu import (
-    ATEN_FROM,
     MULTIPROCESSORS,
     ORDER,
+    PRODUCTS_FROM,
     SUBSTITUTION,
     Curvature,
     Factor,
@@ -29,12 +29,12 @@ from triton_lu.plan.gpu import (
 )
 
 __all__ = [
-    "ATEN_FROM",
     "CACHED",
     "MULTIPROCESSORS",
     "ORDER",
     "PANEL",
     "PIVOTS",
+    "PRODUCTS_FROM",
     "SUBSTITUTION",
     "Curvature",
     "Factor",

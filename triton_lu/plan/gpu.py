@@ -11,7 +11,8 @@ import torch
 from triton_lu import calibration
 from triton_lu.plan.cpu import Widths
 
-ATEN_FROM = 2048  # rows or columns from which on the maps are ATen's, which was faster on an H100
+# Rows or columns from which on a map is products: its kernels are estimated to take longer from there on.
+PRODUCTS_FROM = {"vjp": 1024, "jvp": 1024, "curvature": 1536}
 SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
@@ -179,7 +180,7 @@ def kernel(
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
-        return _sweep(batch, m, n, dtype, multiprocessors) if largest < ATEN_FROM else None
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 32:
         if dtype == torch.float64 and largest > 64:  # wide blocks read half as often from the L2 cache, the limit there
             return Tile(block=32, rows=32, registers=255, num_warps=2)
@@ -208,15 +209,18 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
         return Curvature(block=16, terms=16, num_warps=1)
     if largest > 32:
         chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-        return chosen if largest < ATEN_FROM else None
+        return chosen if largest < PRODUCTS_FROM["curvature"] else None
     return Curvature(block=32, terms=32, num_warps=1)
 
 
 def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
-    """The sweep for `batch` matrices of m×n: sums are split where there are too few tiles."""
+    """The sweep for `batch` matrices of m×n: where there are too few tiles sums are split, and more warps shorten what
+    all programs wait for. Neither changes bits."""
     chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    return replace(chosen, split=batch * tiles <= multiprocessors)
+    if batch * tiles > multiprocessors:
+        return chosen
+    return replace(chosen, split=True, num_warps=8 if dtype == torch.float32 else chosen.num_warps)
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
