@@ -2,8 +2,8 @@
 
 Every warp of a program has a tile of its own. A tile is a field element of tensors [W, 16, 16], W being the number of
 warps: dots of such tensors leave a matrix to each warp. What its rows and columns stand for is ours to choose, if it is
-the same for the factors of a product and for their product. That is what saves all exchange: mma gives lane 4 g + t, with
-g < 8 and t < 4, the positions
+the same for the factors of a product and for their product. That is what saves all exchange: mma gives lane 4 g + t,
+with g < 8 and t < 4, the positions
 
     rows       8 r + g            r < 2    of factors and of results
     columns    8 s + 4 h + t      s, h < 2 of a factor
@@ -28,8 +28,8 @@ of a column, and that at (r, g) the same of a row with s = r and 2 t + h = g, th
 * a lane has 16 bytes of neighbours in a row, or two neighbours in a column: one access of 64 or 128 bits;
 * four lanes have 64 bytes of neighbours, so no sector is fetched in part.
 
-Products are a b^T, so that rows are rows in both. In memory the neighbours may be in rows (NEAR = 1), in columns (0), or
-be too badly aligned, or permuted (2, for every entry an access of its own): the bits are the same.
+Products are a b^T, so that rows are rows in both. In memory the neighbours may be in rows (NEAR = 1), in columns (0),
+or be too badly aligned, or permuted (2, for every entry an access of its own): the bits are the same.
 
 All this is said to the compiler by shapes. It gives neighbours to a lane, the last two other dimensions of a tensor of
 pointers to the lanes, here 8 x 4, and the one before to the warps; reshape and permute then only rename. Three traps:
@@ -55,7 +55,8 @@ class Matrix(NamedTuple):
     row_stride, col_stride: in reals
     rows, cols: how many there are
     COMPONENTS: reals of a field element
-    NEAR: whether neighbours are those in a column (0) or in a row (1), V of them aligned to 16 bytes; 2: neither
+    V: entries of 16 bytes
+    NEAR: whether neighbours are those in a column (0) or in a row (1), V of them aligned; 2: neither
     RAGGED: whether tiles may lead out of the matrix
     """
 
@@ -65,14 +66,9 @@ class Matrix(NamedTuple):
     rows: Any
     cols: Any
     COMPONENTS: tl.constexpr
+    V: tl.constexpr
     NEAR: tl.constexpr
     RAGGED: tl.constexpr
-
-
-@triton.jit
-def vector(x):
-    """V: the entries of x that are 16 bytes."""
-    return 128 // (x.pointer.dtype.element_ty.primitive_bitwidth * x.COMPONENTS)
 
 
 @triton.jit
@@ -117,67 +113,58 @@ def columns(first, V: tl.constexpr):
 
 @triton.jit
 def _form(x, TRANSPOSED: tl.constexpr, PERMUTED: tl.constexpr):
-    """NEAR of the tile: neighbours in its columns (0), in its rows (1), or neither."""
-    V: tl.constexpr = vector(x)
-    if V == 1 or x.NEAR == 2 or (PERMUTED and x.NEAR == 0):
+    """Where a lane finds neighbours in a tile: in its columns (0), in its rows (1), or nowhere."""
+    if x.V == 1 or x.NEAR == 2 or (PERMUTED and x.NEAR == 0):
         return 2
     else:
         return x.NEAR if not TRANSPOSED else 1 - x.NEAR
 
 
 @triton.jit
-def _pointers(x, i, j, places, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+def _near_columns(j, V: tl.constexpr, C: tl.constexpr):
+    """[4 / V, 1, W, 1, 4 V C]: the reals of 16 neighbours in a row from column j on."""
+    chunk = tl.arange(0, 4 // V)[:, None, None, None, None] * (4 * V * C)
+    return j[None, None, :, None, None] * C + (chunk + tl.arange(0, 4 * V * C)[None, None, None, None, :])
+
+
+@triton.jit
+def _near_rows(i, V: tl.constexpr, C: tl.constexpr):
+    """[1, W, 8 (g), 1, 2 C (r)]: those of pairs of neighbours in a column from row i on."""
+    g = tl.arange(0, 8)[None, None, :, None, None]
+    pair = i[None, :, None, None, None] + _index(0, g % 2, g // 2, V)
+    return pair * C + tl.arange(0, 2 * C)[None, None, None, None, :]
+
+
+@triton.jit
+def _pointers(x, row, col, i, j, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     """To the reals of a tile, in a shape that ends with lanes, 8 (g) x 4 (t), and neighbours."""
     C: tl.constexpr = x.COMPONENTS
-    V: tl.constexpr = vector(x)
-    row_stride = x.col_stride if TRANSPOSED else x.row_stride
-    col_stride = x.row_stride if TRANSPOSED else x.col_stride
-    row = rows(i, V) if TRANSPOSED or places is None else places
-    col = places if TRANSPOSED and places is not None else columns(j, V)
+    row_offset = row * (x.col_stride if TRANSPOSED else x.row_stride)
+    col_offset = col * (x.row_stride if TRANSPOSED else x.col_stride)
     if FORM == 1:  # [4 / V, 2 (r), W, 8, 4 V C]
-        near = j[None, None, :, None, None] * C + _near_columns(V, C)
-        return x.pointer + (row * row_stride)[None, :, :, :, None] + near
+        return x.pointer + (row_offset[None, :, :, :, None] + _near_columns(j, x.V, C))
     elif FORM == 0:  # [4 (2 h + s), W, 8, 4, 2 C (r)]
-        near = _near_rows(i, V) * C + tl.arange(0, 2 * C)[None, None, :]
-        return x.pointer + (col * col_stride)[:, :, None, :, None] + near[None, :, :, None, :]
+        return x.pointer + (col_offset[:, :, None, :, None] + _near_rows(i, x.V, C))
     else:  # [4 (2 h + s), 2 (r), W, 8, 4, C]
-        col_offset = (col * col_stride)[:, None, :, None, :, None]
-        col_offset = col_offset + tl.arange(0, C)[None, None, None, None, None, :]
-        return x.pointer + (row * row_stride)[None, :, :, :, None, None] + col_offset
+        component = tl.arange(0, C)[None, None, None, None, None, :]
+        offset = row_offset[None, :, :, :, None, None] + col_offset[:, None, :, None, :, None]
+        return x.pointer + (offset + component)
 
 
 @triton.jit
-def _near_columns(V: tl.constexpr, C: tl.constexpr):
-    """The reals of 16 neighbours in a row, 16 bytes of which are a lane's."""
-    chunk = tl.arange(0, 4 // V)[:, None, None, None, None]
-    return chunk * (4 * V * C) + tl.arange(0, 4 * V * C)[None, None, None, None, :]
-
-
-@triton.jit
-def _near_rows(i, V: tl.constexpr):
-    """[W, 8, 1]: the first of two neighbours in a column."""
-    g = tl.arange(0, 8)[None, :, None]
-    return i[:, None, None] + _index(0, g % 2, g // 2, V)
-
-
-@triton.jit
-def _mask(x, i, j, there, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+def _mask(x, row, col, i, j, there, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     """Which of the reals of a tile exist; None: all."""
     C: tl.constexpr = x.COMPONENTS
-    V: tl.constexpr = vector(x)
+    V: tl.constexpr = x.V
     end_row = x.cols if TRANSPOSED else x.rows
     end_col = x.rows if TRANSPOSED else x.cols
     if x.RAGGED:
-        row = rows(i, V) < end_row
-        col = columns(j, V) < end_col
         if FORM == 1:
-            near = j[None, None, :, None, None] + _near_columns(V, C) // C < end_col // V * V
-            mask = row[None, :, :, :, None] & near
+            mask = (row < end_row)[None, :, :, :, None] & (_near_columns(j, V, C) // C < end_col // V * V)
         elif FORM == 0:
-            near = _near_rows(i, V) + tl.arange(0, 2 * C)[None, None, :] // C < end_row // V * V
-            mask = col[:, :, None, :, None] & near[None, :, :, None, :]
+            mask = (col < end_col)[:, :, None, :, None] & (_near_rows(i, V, C) // C < end_row // V * V)
         else:
-            mask = row[None, :, :, :, None, None] & col[:, None, :, None, :, None]
+            mask = (row < end_row)[None, :, :, :, None, None] & (col < end_col)[:, None, :, None, :, None]
         return mask if there is None else mask & _like(there, FORM)
     elif i.shape[0] > 1:  # a warp may be beyond the end
         exists = (i < end_row) & (j < end_col)
@@ -206,22 +193,26 @@ def _rename(x, SHAPE: tl.constexpr, ORDER: tl.constexpr, RESULT: tl.constexpr):
 
 
 @triton.jit
-def load(
-    x, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=None, RESULT: tl.constexpr = False
-):
+def load(x, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=None, RESULT: tl.constexpr = False):
     """The tiles at (i, j) [W] of x, or of its transpose, as factors or RESULTs; zeros where nothing exists, or not
     `there` [W]. With `places`, a permutation of the rows of x at `rows(i)`, or if TRANSPOSED at `columns(j)`."""
     C: tl.constexpr = x.COMPONENTS
-    V: tl.constexpr = vector(x)
+    V: tl.constexpr = x.V
     W: tl.constexpr = i.shape[0]
     FORM: tl.constexpr = _form(x, TRANSPOSED, places is not None)
-    pointers = _pointers(x, i, j, places, TRANSPOSED, FORM)
-    mask = _mask(x, i, j, there, TRANSPOSED, FORM)
+    row = rows(i, V)
+    col = columns(j, V)
+    mask = _mask(x, row, col, i, j, there, TRANSPOSED, FORM)
+    if places is not None:
+        row = row if TRANSPOSED else places
+        col = places if TRANSPOSED else col
+    pointers = _pointers(x, row, col, i, j, TRANSPOSED, FORM)
     reals = tl.load(pointers) if mask is None else tl.load(pointers, mask, other=0.0)
     if C == 1:
         tile = (reals,)
     else:
-        re, im = tl.split(tl.reshape(reals, reals.shape[:-1] + [reals.shape[-1] // 2, 2]))
+        SHAPE: tl.constexpr = reals.shape[:-1] + [reals.shape[-1] // 2, 2]  # noqa: RUF005 (Triton unpacks no lists)
+        re, im = tl.split(tl.reshape(reals, SHAPE))
         tile = (re, im)
     # to r, g and, of the columns, s, h, t, or s, t, h
     if FORM == 1 and V == 4:
@@ -238,7 +229,7 @@ def load(
 def store(x, result, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=None):
     """`load` of a RESULT the other way."""
     C: tl.constexpr = x.COMPONENTS
-    V: tl.constexpr = vector(x)
+    V: tl.constexpr = x.V
     W: tl.constexpr = i.shape[0]
     FORM: tl.constexpr = _form(x, TRANSPOSED, places is not None)
     if FORM == 1 and V == 4:
@@ -249,11 +240,17 @@ def store(x, result, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=
         tile = _rename(result, (W, 2, 8, 2, 4, 2), (5, 3, 0, 2, 4, 1), (4, W, 8, 4, 2))
     else:
         tile = _rename(result, (W, 2, 8, 2, 4, 2), (5, 3, 1, 0, 2, 4), (4, 2, W, 8, 4, 1))
-    if C == 1:
-        reals = tile[0]
-    else:
-        reals = tl.reshape(tl.join(tile[0], tile[1]), tile[0].shape[:-1] + [tile[0].shape[-1] * 2])
-    tl.store(_pointers(x, i, j, places, TRANSPOSED, FORM), reals, _mask(x, i, j, there, TRANSPOSED, FORM))
+    reals = tile[0]
+    if C == 2:
+        SHAPE: tl.constexpr = reals.shape[:-1] + [reals.shape[-1] * 2]  # noqa: RUF005
+        reals = tl.reshape(tl.join(reals, tile[1]), SHAPE)
+    row = rows(i, V)
+    col = columns(j, V)
+    mask = _mask(x, row, col, i, j, there, TRANSPOSED, FORM)
+    if places is not None:
+        row = row if TRANSPOSED else places
+        col = places if TRANSPOSED else col
+    tl.store(_pointers(x, row, col, i, j, TRANSPOSED, FORM), reals, mask)
 
 
 @triton.jit

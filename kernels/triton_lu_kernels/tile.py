@@ -22,11 +22,12 @@ many of X12^T or dU12^T, at a time, by products of tiles (`fragments`) that it l
 to a diagonal block all of them do.
 
 LU and G or E are read once from memory, and again from the caches; S and dB from `out`, where the parts of the result
-are put as they are found. Until a diagonal block is found, its place holds L11^-1 and U11^-1, packed, of vjp conjugated.
-A matrix gets the same bits in any batch, place and layout.
+are put as they are found. Until a diagonal block is found, its place holds L11^-1 and U11^-1, packed, in vjp their
+conjugates. A matrix gets the same bits in any batch, place and layout.
 
 What takes time is waiting for memory, and for instructions if they do not fit the cache, so there must be many programs
-on a multiprocessor, and little code: loops over blocks stay loops, `disable_licm` computes addresses where they are used.
+on a multiprocessor, and little code: loops over blocks stay loops, and `disable_licm` computes addresses where they are
+used.
 """
 
 import torch
@@ -34,20 +35,6 @@ import triton
 import triton.language as tl
 
 from . import field, fragments, launch, layout, permutation, substitution
-
-
-@triton.jit
-def _store_order(order, pivots, stride, rows, cols, N: tl.constexpr):
-    """The order of the rows that the pivots leave (`permutation`)."""
-    row = tl.arange(0, N)
-    place = row
-    k = tl.minimum(rows, cols)
-    for back in tl.range(0, k, loop_unroll_factor=8):
-        step = k - 1 - back
-        chosen = tl.minimum(tl.maximum(tl.load(pivots + step * stride) - 1, 0), rows - 1)
-        arrives = tl.where(place == chosen, step, place)
-        place = tl.where(place == step, chosen, arrives)
-    tl.store(order + row, place, row < rows)
 
 
 @triton.jit
@@ -92,6 +79,12 @@ def _store_inverses(out, LU, order, W: tl.constexpr, CONJUGATE: tl.constexpr):
 
 
 @triton.jit
+def _opaque(index, x):
+    """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it."""
+    return tl.multiple_of(index | (x.rows >> 31), 16)
+
+
+@triton.jit
 def _end_of_terms(x, i):
     """Where the sums end for 16 rows and 16 columns from i on, of which one or the other may not exist."""
     return tl.maximum(tl.where(i < x.rows, x.cols, 0), tl.where(i < x.cols, x.rows, 0))
@@ -99,7 +92,7 @@ def _end_of_terms(x, i):
 
 @triton.jit
 def _vjp(out, LU, G, order, W: tl.constexpr):
-    V: tl.constexpr = fragments.vector(LU)
+    V: tl.constexpr = LU.V
     _store_inverses(out, LU, order, W, True)
     tl.debug_barrier()
     warp = tl.arange(0, W)
@@ -159,7 +152,7 @@ def _vjp(out, LU, G, order, W: tl.constexpr):
 
 @triton.jit
 def _jvp(out, LU, E, order, W: tl.constexpr):
-    V: tl.constexpr = fragments.vector(LU)
+    V: tl.constexpr = LU.V
     _store_inverses(out, LU, None, W, False)
     tl.debug_barrier()
     warp = tl.arange(0, W)
@@ -167,20 +160,19 @@ def _jvp(out, LU, E, order, W: tl.constexpr):
     low = (index[:, None] > index[None, :])[None, :, :]
     zero = field.zeros((W, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
     for first in tl.range(0, tl.minimum(LU.rows, LU.cols), 16, num_stages=1, disable_licm=True):
-        first = tl.multiple_of(first, 16)
+        first = _opaque(first, LU)
         J = first + warp * 0
         end = tl.minimum(LU.rows, LU.cols) - first if LU.RAGGED else None
         col_places = _places(order, fragments.columns(J, V), LU)
         # (dL10 U01 + L10 dU01)^T
         W11 = zero
         for c in tl.range(0, first, 16 * W, num_stages=1, disable_licm=True):
-            K = c + warp * 16
-            dL = fragments.load(out, J, K, there=K < J)
-            U = fragments.load(LU, J, K, True, there=K < J)
-            W11 = fragments.dot(U, dL, W11)
-            L = fragments.load(LU, J, K, there=K < J)
-            dU = fragments.load(out, J, K, True, there=K < J)
-            W11 = fragments.dot(dU, L, W11)
+            K = _opaque(c, LU) + warp * 16
+            there = K < J if W > 1 else None
+            U = fragments.load(LU, J, K, True, there=there)
+            W11 = fragments.dot(U, fragments.load(out, J, K, there=there), W11)
+            dU = fragments.load(out, J, K, True, there=there)
+            W11 = fragments.dot(dU, fragments.load(LU, J, K, there=there), W11)
         W11 = field.subtract(fragments.total(W11), fragments.load(E, J, J, True, col_places, RESULT=True))
         # -M11 and its transpose
         U_inverse = fragments.triangle(fragments.load(out, J, J, True), V, False, end=end)
@@ -195,7 +187,7 @@ def _jvp(out, LU, E, order, W: tl.constexpr):
             W21 = field.negate(fragments.load(E, I, J, places=places, RESULT=True))
             W12 = field.negate(fragments.load(E, I, J, True, col_places, RESULT=True))
             for c in tl.range(0, first, 16, num_stages=1, disable_licm=True):
-                K = c + warp * 0
+                K = _opaque(c, LU) + warp * 0
                 W21 = fragments.dot(fragments.load(out, I, K), fragments.load(LU, J, K, True), W21)
                 W21 = fragments.dot(fragments.load(LU, I, K), fragments.load(out, J, K, True), W21)
                 W12 = fragments.dot(fragments.load(out, I, K, True), fragments.load(LU, J, K), W12)
@@ -223,19 +215,21 @@ MAPS = {"vjp": _vjp, "jvp": _jvp}
 
 
 @triton.jit
-def _operand(x, batch, NEAR: tl.constexpr):
-    """Pointer and strides, in reals, of a matrix of a batch. Where neighbours are aligned, the compiler is to see it."""
+def _operand(x, shape, batch, V: tl.constexpr, NEAR: tl.constexpr):
+    """Pointer and strides, in reals, of a matrix. Where neighbours are aligned, the compiler is to see it, elsewhere not
+    even that there are neighbours: it would distribute them."""
     C: tl.constexpr = x[2]
-    V: tl.constexpr = 1 if NEAR == 2 else 128 // (x[0].dtype.element_ty.primitive_bitwidth * C)
+    D: tl.constexpr = 1 if NEAR == 2 else V  # what divides strides
     pointer = x[0]
     for dim in tl.static_range(len(batch)):
-        pointer += batch[dim] * (x[1][0][dim] // V * V * C)
+        pointer += batch[dim] * (x[1][0][dim] // D * D * C)
     if NEAR == 0:
-        return pointer, C, x[1][2] // V * V * C
+        return pointer, C, x[1][2] // D * D * C
     elif NEAR == 1:
-        return pointer, x[1][1] // V * V * C, C
+        return pointer, x[1][1] // D * D * C, C
     else:
-        return pointer, x[1][1] * C, x[1][2] * C
+        hidden = shape[0] >> 31  # zero
+        return pointer, (x[1][1] | hidden) * C, (x[1][2] | hidden) * C
 
 
 @triton.jit
@@ -258,6 +252,7 @@ def tile_kernel(
     MAP: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
+    V: tl.constexpr,
     NEAR_OUT: tl.constexpr,
     NEAR_LU: tl.constexpr,
     NEAR_X: tl.constexpr,
@@ -265,12 +260,12 @@ def tile_kernel(
 ):
     batch = layout.batch_index(tl.program_id(0).to(tl.int64), shape)
     order = _vector(order, batch)
-    _store_order(order, _vector(pivots, batch), pivots[1][1], shape[0], shape[1], N)
+    permutation.store_order_of_one(order, _vector(pivots, batch), pivots[1][1], shape, N)
     tl.debug_barrier()
     MAP(
-        fragments.Matrix(*_operand(out, batch, NEAR_OUT), shape[0], shape[1], out[2], NEAR_OUT, RAGGED),
-        fragments.Matrix(*_operand(LU, batch, NEAR_LU), shape[0], shape[1], LU[2], NEAR_LU, RAGGED),
-        fragments.Matrix(*_operand(X, batch, NEAR_X), shape[0], shape[1], X[2], NEAR_X, RAGGED),
+        fragments.Matrix(*_operand(out, shape, batch, V, NEAR_OUT), shape[0], shape[1], out[2], V, NEAR_OUT, RAGGED),
+        fragments.Matrix(*_operand(LU, shape, batch, V, NEAR_LU), shape[0], shape[1], LU[2], V, NEAR_LU, RAGGED),
+        fragments.Matrix(*_operand(X, shape, batch, V, NEAR_X), shape[0], shape[1], X[2], V, NEAR_X, RAGGED),
         order,
         W,
     )
@@ -302,7 +297,7 @@ def evaluate(name, out, LU, pivots, X, order, *, registers, num_warps):
         return
     m, n = out.shape[-2:]
     args = launch.arguments(out.shape, out, LU, X, order, pivots)
-    constants = {"MAP": MAPS[name], "N": launch.power_of_two(m), "W": num_warps}
+    constants = {"MAP": MAPS[name], "N": launch.power_of_two(m), "W": num_warps, "V": 16 // out.itemsize}
     constants |= {"NEAR_OUT": _near(out), "NEAR_LU": _near(LU), "NEAR_X": _near(X), "RAGGED": m != n or n % 16 != 0}
     options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": registers}
     launch.run(tile_kernel, out.shape[:-2].numel(), args, constants, **options)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import ptxrun
 import pytest
 import torch
-from triton_lu_kernels import tile, two_by_two, warp
+from triton_lu_kernels import tile, warp
 
 from benchmarks.kernels import static
 from tests.support.assertions import assert_agrees
@@ -32,9 +32,12 @@ def run(name, LU, pivots, X, out=None, **options):
     """The result, in an output that held NaN before, and the report of the one launch."""
     out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
     out.fill_(torch.nan)
-    regime = tile if max(X.shape[1:]) > 32 else two_by_two if max(X.shape[1:]) > 16 else warp
     with ptxrun.device(**options) as reports:
-        regime.evaluate(name, out, LU, pivots, X, **asdict(kernel_plan(name, *X.shape[1:], X.dtype)))
+        options = asdict(kernel_plan(name, *X.shape[1:], X.dtype))
+        if max(X.shape[1:]) > 16:
+            tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), **options)
+        else:
+            warp.evaluate(name, out, LU, pivots, X, **options)
     (report,) = reports
     return out, report
 

@@ -183,7 +183,7 @@ TABLE = """
     curvature complex128 70   40      2  column    row       sm_80
 """
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-REGIMES = ["warp", "two_by_two", "tile", "sweep", "factor", "curvature"]
+REGIMES = ["warp", "tile", "sweep", "factor", "curvature"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,6 @@ class Case:
     def regime(self):
         regimes = {
             plan.Warp: "warp",
-            plan.TwoByTwo: "two_by_two",
             plan.Tile: "tile",
             plan.Sweep: "sweep",
             plan.Factor: "factor",
