@@ -305,19 +305,21 @@ def total(tile):
 def dot(a, b, c):
     """c + a b^T; c is a result."""
     b = field.parts(transpose(b))
+    a = field.parts(a)
     if len(a) == 1:
-        return (_dot(c[0], field.parts(a)[0], b[0]),)
+        return (_dot(c[0], a[0], b[0], False),)
     else:
-        re, im = field.parts(a)
-        minus_im = field.parts((-a[1],))[0]
-        return (_dot(_dot(c[0], re, b[0]), minus_im, b[1]), _dot(_dot(c[1], re, b[1]), im, b[0]))
+        re = _dot(_dot(c[0], a[0], b[0], False), a[1], b[1], True)
+        return (re, _dot(_dot(c[1], a[0], b[1], False), a[1], b[0], False))
 
 
 @triton.jit
-def _dot(c, a, b):
+def _dot(c, a, b, NEGATED: tl.constexpr):
+    """c + a b, or c - a b if NEGATED, of reals in parts."""
     if len(a) == 1:
-        return tl.dot(a[0], b[0], c, input_precision="ieee", out_dtype=c.dtype)
+        return tl.dot(-a[0] if NEGATED else a[0], b[0], c, input_precision="ieee", out_dtype=c.dtype)
     else:
         product = tl.dot(a[1], b[0], tl.zeros_like(c), input_precision="tf32")
         product = tl.dot(a[0], b[1], product, input_precision="tf32")
-        return c + tl.dot(a[0], b[0], product, input_precision="tf32")
+        product = tl.dot(a[0], b[0], product, input_precision="tf32")
+        return c - product if NEGATED else c + product

@@ -108,14 +108,14 @@ def _vjp(out, LU, G, order, W: tl.constexpr):
         col_places = _places(order, fragments.columns(J, V), LU)
         F = zero
         for i in tl.range(first + 16, tl.maximum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
-            I = i + warp * 16
+            I = _opaque(i, LU) + warp * 16
             places = _places(order, fragments.rows(I, V), LU)
             # S U12^H - G21 and (L21^H S)^T - G12^T
             W21 = field.negate(fragments.load(G, I, J, RESULT=True))
             W12 = field.negate(fragments.load(G, I, J, True, RESULT=True))
             next_places = _places(order, fragments.columns(J + 16, V), LU)
             for c in tl.range(first + 16, _end_of_terms(LU, i), 16, num_stages=1, disable_licm=True):
-                K = c + warp * 0
+                K = _opaque(c, LU) + warp * 0
                 S = fragments.load(out, I, K, places=places)
                 U = field.conjugate(fragments.load(LU, J, K))
                 St = fragments.load(out, I, K, True, next_places)
@@ -181,7 +181,7 @@ def _jvp(out, LU, E, order, W: tl.constexpr):
         M = fragments.factor(fragments.dot(product, U_inverse, zero))
         Mt = fragments.factor(fragments.dot(U_inverse, product, zero))
         for i in tl.range(first + 16, tl.maximum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
-            I = i + warp * 16
+            I = _opaque(i, LU) + warp * 16
             # dL20 U01 + L20 dU01 - dA21, and of the transposed matrices
             places = _places(order, fragments.rows(I, V), LU)
             W21 = field.negate(fragments.load(E, I, J, places=places, RESULT=True))
@@ -216,8 +216,8 @@ MAPS = {"vjp": _vjp, "jvp": _jvp}
 
 @triton.jit
 def _operand(x, shape, batch, V: tl.constexpr, NEAR: tl.constexpr):
-    """Pointer and strides, in reals, of a matrix. Where neighbours are aligned, the compiler is to see it, elsewhere not
-    even that there are neighbours: it would distribute them."""
+    """Pointer and strides, in reals, of a matrix. Where neighbours are aligned, the compiler is to see it; elsewhere
+    not even that there are neighbours, which it would bring to one lane."""
     C: tl.constexpr = x[2]
     D: tl.constexpr = 1 if NEAR == 2 else V  # what divides strides
     pointer = x[0]

@@ -24,8 +24,8 @@ COMPILED = [
     *((torch.float32, target) for target in [*TARGETS, "sm_100"]),
     *((dtype, "sm_90") for dtype in (torch.float64, torch.complex64, torch.complex128)),
 ]
-FULL = [(4, torch.float32), (8, torch.float64), (16, torch.float32), (32, torch.float32)]
-WARP = [(name, *problem) for name in [*MAPS, "curvature"] for problem in FULL if name in MAPS or problem[0] <= 16]
+FULL = [(4, torch.float32), (8, torch.float64), (16, torch.float32)]
+WARP = [(name, *problem) for name in [*MAPS, "curvature"] for problem in FULL]
 
 
 def run(name, LU, pivots, X, out=None, **options):
@@ -90,9 +90,7 @@ def test_traffic(name, size, dtype):
 @pytest.mark.parametrize(("name", "size", "dtype"), WARP, ids=str)
 def test_registers_suffice(name, size, dtype, target):
     _, report = run(name, *problem(1, size, size, dtype), target=target)
-    # The size 32 kernel is ten registers short of those that let twelve programs share a multiprocessor.
-    accepted = 40 if size == 32 else 0
-    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= accepted
+    assert max(report.static["spill_stores"], report.static["spill_loads"]) == 0
 
 
 @pytest.mark.parametrize("name", MAPS)
