@@ -37,7 +37,7 @@ import triton_lu
 from triton_lu import plan, triton_backend
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Problem, Size, size
-from triton_lu.command import add_output, dtype_name, exit_code, new_file
+from triton_lu.command import Parser, add_output, dtype_name, exit_code, new_file
 from triton_lu.validation import DTYPES
 
 try:
@@ -266,10 +266,10 @@ def kernel_name(text: str) -> str:
     return text
 
 
-def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argparse.ArgumentParser:
+def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> Parser:
     """A parser of which kernels are asked for; `sizes` are the default's."""
     dtypes = list(map(dtype_name, DTYPES))
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description)
+    parser = Parser(prog=f"python -m benchmarks.{prog}", description=description)
     parser.add_argument(
         "kernels", nargs="*", type=kernel_name, metavar="kernel", help=f"{', '.join(KERNELS)}; default: all"
     )

@@ -60,18 +60,6 @@ def test_second_derivatives(mode, function, expected):
     assert_close(SECOND[mode](function)(A), expected(A))
 
 
-@pytest.mark.xfail(strict=True, reason="PyTorch is wrong here; once it is not, this fails, and can go")
-@pytest.mark.parametrize("mode", ["reverse over forward", "forward over forward"])
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [(lambda A: torch.linalg.slogdet(A).logabsdet, second_of_log), (torch.linalg.det, second_of_det)],
-    ids=["log", "det"],
-)
-def test_second_derivatives_of_torch(mode, function, expected):
-    A = matrix(4, 4)
-    assert_close(SECOND[mode](function)(A), expected(A))
-
-
 def test_third_derivatives_in_every_mode():
     A = matrix(3, 3)
     for function in (lambda A: slogdet(A).logabsdet, det):

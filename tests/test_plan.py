@@ -15,7 +15,7 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 
 def test_every_problem_has_a_sweep():
     for device, batch, m, n in itertools.product(("cpu", "cuda"), BATCHES, SIZES, SIZES):
-        sweep = plan.blocks(batch, m, n, torch.float32, device)
+        sweep = plan.widths(batch, m, n, torch.float32, device)
         assert 2 <= sweep.block <= max(sweep.span, min(m, n), 2)
 
 

@@ -104,13 +104,13 @@ def _block_of_products(name: str, X: Tensor) -> int | None:
     return plan.block_of_products(name, m, n, X.dtype, X.device.type)
 
 
-def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Blocks], None]) -> None:
+def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Widths], None]) -> None:
     """Runs a sweep on X in place, in the blocks of its plan."""
     m, n = X.shape[-2:]
     batch = X.shape[:-2].numel()
     shape = (m, n) if batch == 1 else (batch, m, n)
     with full_precision(X):
-        blocked_(X.view(shape), LU.reshape(shape), plan.blocks(batch, m, n, X.dtype, X.device.type))
+        blocked_(X.view(shape), LU.reshape(shape), plan.widths(batch, m, n, X.dtype, X.device.type))
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ def _solve(
     return solve_triangular(T, X, upper=upper, left=left, unitriangular=unit, out=X)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
+def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Widths) -> None:
     """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
 
     With the strictly lower N = tril(Lᴴ W - triu(W) Uᴴ, -1) U⁻ᴴ that is L⁻ᴴ (N + triu(W)): 2 n³ flops, and the rounding
@@ -347,7 +347,7 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     top.copy_(_solve(BH11, top, workspace, left=True, upper=True, unit=True))
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
+def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Widths) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent dB, left-looking.
 
     dB is final in the rows and columns 0 before the block J, of index 1; R, of index 2, are those after it.

@@ -535,7 +535,7 @@ class Check(Operator):
             where = "" if infos.ndim == 0 else f"batch element {_position(element, infos.shape)}: "
             raise torch.linalg.LinAlgError(
                 f"`{name}`: {where}U[{pivot}, {pivot}] (counting from 1) is exactly zero: the matrix is singular. "
-                "Ask for the infos to factorize without this error"
+                "Functions that return infos do not raise"
             )
 
 

@@ -17,17 +17,28 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -
     """X with A X = B, or X A = B where not left, or Aᴴ in the place of A, laid out as PyTorch does it."""
     batch = LU.shape[:-2]
     if batch == B.shape[:-2] and (left or not B.is_complex()):  # that would be a lazy conjugate
-        return torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+        return _lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
     batch = torch.broadcast_shapes(batch, B.shape[:-2])
     B = B.expand(*batch, *B.shape[-2:])
     X = empty_solution(B, left).copy_(B)
     columns = X if left else X.conj_physical_().mT  # Aᴴ Xᴴ = Bᴴ
     system = _System(LU, pivots, columns.shape)
-    folded = system.fold(columns)
-    torch.linalg.lu_solve(system.LU, system.pivots, folded, adjoint=adjoint is left, out=folded)
-    if folded.data_ptr() != X.data_ptr():
-        columns.copy_(system.unfold(folded))
+    solved = _lu_solve(system.LU, system.pivots, system.fold(columns), adjoint=adjoint is left, in_place=True)
+    if solved.data_ptr() != X.data_ptr():
+        columns.copy_(system.unfold(solved))
     return X if left else X.conj_physical_()
+
+
+def _lu_solve(
+    LU: Tensor, pivots: Tensor, B: Tensor, left: bool = True, adjoint: bool = False, in_place: bool = False
+) -> Tensor:
+    """PyTorch's, of one batch dimension: of several it takes the last one's stride for that of all matrices, also
+    where that dimension has one matrix and any stride (2.14)."""
+    batch = B.shape[:-2]
+    if len(batch) > 1:
+        LU, pivots, B = LU.flatten(0, -3), pivots.flatten(0, -2), B.flatten(0, -3)
+    X = torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint, out=B if in_place else None)
+    return X.unflatten(0, batch) if len(batch) > 1 else X
 
 
 def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -48,8 +59,8 @@ def inverse(LU: Tensor, pivots: Tensor) -> Tensor:
     """A⁻¹, column-major."""
     identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device).expand_as(LU)
     if not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
-        return torch.linalg.lu_solve(LU, pivots, identity)
-    X = torch.linalg.lu_solve(LU, pivots, identity, adjoint=True).mT
+        return _lu_solve(LU, pivots, identity)
+    X = _lu_solve(LU, pivots, identity, adjoint=True).mT
     return empty_column_major(X).copy_(X).conj_physical_()
 
 

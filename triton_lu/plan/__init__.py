@@ -7,7 +7,7 @@ device's calibration: within a process the same problem always runs the same way
 import torch
 
 from triton_lu.plan import cpu, gpu
-from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Blocks, default_block, elimination, solve_by_rows, triangle_panel
+from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Widths, default_block, elimination, solve_by_rows, triangle_panel
 from triton_lu.plan.gpu import (
     ATEN_FROM,
     MULTIPROCESSORS,
@@ -35,7 +35,6 @@ __all__ = [
     "PANEL",
     "PIVOTS",
     "SUBSTITUTION",
-    "Blocks",
     "Curvature",
     "Factor",
     "FactorBlocks",
@@ -46,8 +45,8 @@ __all__ = [
     "Sweep",
     "Tile",
     "Warp",
+    "Widths",
     "block_of_products",
-    "blocks",
     "by_inverse",
     "default_block",
     "elimination",
@@ -59,6 +58,7 @@ __all__ = [
     "permutation",
     "solve_by_rows",
     "triangle_panel",
+    "widths",
 ]
 
 
@@ -67,9 +67,9 @@ def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: 
     return cpu.in_numpy(name, batch, m, n, dtype) if device == "cpu" else None
 
 
-def blocks(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Blocks:
+def widths(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Widths:
     """The sweep in ATen operations for `batch` matrices of m×n."""
-    return gpu.blocks(min(m, n)) if device == "cuda" else cpu.blocks(batch, m, n, dtype)
+    return gpu.widths(min(m, n)) if device == "cuda" else cpu.widths(batch, m, n, dtype)
 
 
 def by_inverse(

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from triton_lu import calibration
-from triton_lu.plan.cpu import Blocks
+from triton_lu.plan.cpu import Widths
 
 ATEN_FROM = 2048  # rows or columns from which on the maps are ATen's, which was faster on an H100
 SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
-def blocks(k: int) -> Blocks:
+def widths(k: int) -> Widths:
     """The sweep in ATen operations for k = min(m, n) of small matrices: one block, for every operation costs time."""
-    return Blocks(max(2, k), k)
+    return Widths(max(2, k), k)
 
 
 def block_of_products(name: str, m: int, n: int, dtype: torch.dtype) -> int | None:
