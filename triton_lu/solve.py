@@ -53,7 +53,7 @@ def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool,
         X, W = W, X
     system = _System(LU, pivots, X.shape)
     with full_precision(X):
-        return (system.fold(W) @ _mH(system.fold(X))).view(LU.shape).neg()
+        return (system.fold(W).neg() @ _mH(system.fold(X))).view(LU.shape)
 
 
 def inverse(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
