@@ -19,9 +19,13 @@ def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
 
 def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
-    if (product := _product_in_double(LU, pivots)) is not None:
-        return torch.from_numpy(product).to(LU.dtype)
-    return _scaled(*_product(LU.diagonal(dim1=-2, dim2=-1))) * _parity(pivots)
+    in_double = _product_in_double(LU, pivots)
+    if in_double is not None:
+        product, is_safe = in_double
+        if is_safe.all():
+            return product.to(LU.dtype)
+    result = _scaled(*_product(LU.diagonal(dim1=-2, dim2=-1))) * _parity(pivots)
+    return result if in_double is None else torch.where(is_safe, product.to(LU.dtype), result)
 
 
 def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
@@ -30,16 +34,24 @@ def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
     It is det(A) A⁻¹, or the limit of that where U has zeros on its diagonal.
     """
     X = inverse(LU, pivots, adjoint)
-    if (product := _product_in_double(LU, pivots)) is not None:
-        sizes = np.abs(product)
-        if sizes.min() > 1 / LARGE and sizes.max() < LARGE:
-            factor = torch.from_numpy(product.conj() if adjoint else product)
-            return X.mul_(factor.to(LU.dtype)[..., None, None])
+    if LU.shape[-1] == 1:
+        return X.fill_(1)
+    in_double = _product_in_double(LU, pivots)
+    if in_double is not None:
+        product, is_safe = in_double
+        size = product.abs()
+        is_safe &= (size > 1 / LARGE) & (size < LARGE)
+        in_dtype = product.to(LU.dtype)
+        if is_safe.all():
+            return X.mul_((in_dtype.conj() if adjoint else in_dtype)[..., None, None])
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
     is_zero = diagonal == 0
     mantissa, exponent = _product(diagonal)
-    factor = mantissa * _parity(pivots)
-    for number in (factor.conj_physical() if adjoint else factor, *_powers_of_two(exponent, factor.dtype)):
+    factor, powers = mantissa * _parity(pivots), [*_powers_of_two(exponent, LU.dtype)]
+    if in_double is not None:  # a matrix has the same bits whatever the others are
+        factor = torch.where(is_safe, in_dtype, factor)
+        powers = [torch.where(is_safe, 1, power) for power in powers]
+    for number in (factor.conj_physical() if adjoint else factor, *powers):
         X.mul_(number[..., None, None])
     if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):
         return X
@@ -79,18 +91,20 @@ def _parity(pivots: Tensor) -> Tensor:
     return 1 - 2 * ((pivots != steps).sum(-1) & 1)
 
 
-def _product_in_double(LU: Tensor, pivots: Tensor) -> np.ndarray | None:
-    """det(P L U) on a CPU as the product of U's diagonal, unless that of some of it could over- or underflow."""
+def _product_in_double(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor] | None:
+    """det(P L U) on a CPU as the product of U's diagonal; and where no product of some of it can over- or underflow."""
     if LU.is_cuda or LU.numel() == 0:  # a look at them on a GPU would synchronize it
         return None
     n = LU.shape[-1]
     diagonal = LU.numpy().diagonal(axis1=-2, axis2=-1).reshape(-1, n).T  # [n, batch]: sums are over rows
     diagonal = diagonal.astype(np.result_type(diagonal, np.float64), order="C")
     _, exponents = np.frexp(np.abs(diagonal))
-    if (np.abs(exponents).sum(0) > 1000 - n).any():
-        return None
+    is_safe = np.abs(exponents).sum(0) <= 1000 - n
     exchanges = (np.arange(1, n + 1)[:, None] != pivots.numpy().reshape(-1, n).T).sum(0)
-    return (diagonal.prod(0) * (1 - 2 * (exchanges & 1))).reshape(LU.shape[:-2])
+    with np.errstate(all="ignore"):
+        product = diagonal.prod(0) * (1 - 2 * (exchanges & 1))
+    batch = LU.shape[:-2]
+    return torch.from_numpy(product.reshape(batch)), torch.from_numpy(is_safe.reshape(batch))
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:

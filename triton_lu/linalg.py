@@ -350,4 +350,6 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
             f"`{name}` expects pivots of dtype torch.int32 and shape {tuple(LU.shape[:-1])}; "
             f"got {pivots.dtype} and {tuple(pivots.shape)}"
         )
+    if pivots.device != LU.device:
+        raise RuntimeError(f"`{name}` expects LU and pivots on the same device; got {LU.device} and {pivots.device}")
     require_right_hand_sides(name, "LU", LU, B, left)

@@ -94,7 +94,7 @@ prepared_calls: dict[Hashable, Callable[..., Any] | None] = {}
 """Calls of operators on kernels, by all that decides what they allocate and launch: as `launch.prepare` returns them,
 None of those made once so far."""
 
-MOST = 4096  # of them, at some kilobytes each
+MOST_PREPARED = 4096  # of them, at some kilobytes each
 
 
 def _key(name: str, choice: str, args: tuple[Any, ...]) -> Hashable:
@@ -118,7 +118,7 @@ def _run_and_prepare(key: Hashable, name: str, args: tuple[Any, ...]) -> Any:
         result, prepared = launch.prepare(function, args)
     else:
         result = function(*args)
-        if len(prepared_calls) >= MOST:
+        if len(prepared_calls) >= MOST_PREPARED:
             prepared_calls.clear()
     prepared_calls[key] = prepared
     return result

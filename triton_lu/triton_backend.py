@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
-from triton_lu_kernels import factor_blocks, sweep, tile, two_by_two, warp
+from triton_lu_kernels import factor_blocks, sweep, tile, warp
 from triton_lu_kernels import inverse as inverse_kernel
 from triton_lu_kernels import lu_solve as lu_solve_kernel
 from triton_lu_kernels import permutation as permutation_kernel
@@ -106,9 +106,6 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
     return order
 
 
-_REGIMES = {plan.Warp: warp, plan.TwoByTwo: two_by_two, plan.Tile: tile}
-
-
 def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
     chosen = _planned(name, X)
     LU, X = _within_32_bits(LU), _within_32_bits(X)
@@ -118,8 +115,10 @@ def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tenso
         elif isinstance(chosen, plan.Sweep):
             workspace = sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
             sweep.evaluate(name, out, LU, pivots, X, *workspace, **vars(chosen))
+        elif isinstance(chosen, plan.Tile):
+            tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), **vars(chosen))
         else:
-            _REGIMES[type(chosen)].evaluate(name, out, LU, pivots, X, **vars(chosen))
+            warp.evaluate(name, out, LU, pivots, X, **vars(chosen))
     return out
 
 

@@ -350,7 +350,7 @@ def test_tensors_that_a_kernel_takes_in_another_form(device, monkeypatch):
 
 
 def test_what_is_kept_is_limited(device, monkeypatch):
-    monkeypatch.setattr(registration, "MOST", 3)
+    monkeypatch.setattr(registration, "MOST_PREPARED", 3)
     for batch in range(1, 9):
         for _ in range(3):
             launches(device, "vjp", arguments("vjp", 4, 4, batch=batch))
