@@ -59,14 +59,20 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     return _map("curvature", empty_row_major(Y), D, pivots, Y)
 
 
-def inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """A⁻¹ from the factors of A, whose values are not read."""
+def inv_ex(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A -> (A⁻¹, infos)."""
+    LU, pivots, infos = factor(A, True)
+    return inverse(A, LU, pivots, False), infos
+
+
+def inverse(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """A⁻¹, or A⁻ᴴ, from the factors of A, whose values are not read."""
     chosen = _planned("inverse", LU)
     X = empty_column_major(LU)
     LU = _within_32_bits(LU)
     with _launching(LU):
         inverse_kernel.inverse_transpose(X.mT, LU, pivots, **vars(chosen))
-    return X
+    return empty_column_major(X).copy_(X.mH) if adjoint else X
 
 
 def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -84,6 +90,12 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -
 def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
     """`lu_solve` by the factors of A, whose values are not read."""
     return lu_solve(LU, pivots, B, left, adjoint)
+
+
+def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
+    """(A, B) -> (X, LU, pivots, infos)."""
+    LU, pivots, infos = factor(A, True)
+    return solve(A, LU, pivots, B, left, False), LU, pivots, infos
 
 
 def permutation(pivots: Tensor, m: int) -> Tensor:

@@ -7,11 +7,20 @@ device's calibration: within a process the same problem always runs the same way
 import torch
 
 from triton_lu.plan import cpu, gpu
-from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Widths, default_block, elimination, solve_by_rows, triangle_panel
+from triton_lu.plan.cpu import (
+    CACHED,
+    PANEL,
+    UNPIVOTED_PANEL,
+    Widths,
+    default_block,
+    elimination,
+    solve_by_rows,
+    triangle_panel,
+)
 from triton_lu.plan.gpu import (
-    ATEN_FROM,
     MULTIPROCESSORS,
     ORDER,
+    PRODUCTS_FROM,
     SUBSTITUTION,
     Curvature,
     Factor,
@@ -28,13 +37,13 @@ from triton_lu.plan.gpu import (
 )
 
 __all__ = [
-    "ATEN_FROM",
     "CACHED",
     "MULTIPROCESSORS",
     "ORDER",
     "PANEL",
-    "PIVOTS",
+    "PRODUCTS_FROM",
     "SUBSTITUTION",
+    "UNPIVOTED_PANEL",
     "Curvature",
     "Factor",
     "FactorBlocks",
@@ -86,7 +95,7 @@ def block_of_products(name: str, m: int, n: int, dtype: torch.dtype, device: str
 
 def inverse_by_adjoint(n: int, device: str) -> bool:
     """Whether A⁻¹ is found as the adjoint of A⁻ᴴ."""
-    return device == "cpu" and n > cpu.INVERSE
+    return device == "cpu" and n > cpu.DIRECT_INVERSE
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:

@@ -11,7 +11,8 @@ import torch
 from triton_lu import calibration
 from triton_lu.plan.cpu import Widths
 
-ATEN_FROM = 2048  # rows or columns from which on the maps are ATen's, which was faster on an H100
+# Rows or columns from which on a map is products: its kernels are estimated to take longer from there on.
+PRODUCTS_FROM = {"vjp": 1024, "jvp": 1024, "curvature": 1536}
 SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
@@ -157,16 +158,16 @@ def kernel(
         return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "slogdet":
         return _factor(largest, dtype)
-    if name in ("lu_solve", "solve"):  # of m×m, with n right-hand sides
+    if name in ("lu_solve", "solve", "solve_ex"):  # of m×m, with n right-hand sides
         return _lu_solve(m, n, dtype) if largest <= 32 else None
-    if name == "inverse":
+    if name in ("inverse", "inv_ex"):
         return _inverse(largest, dtype)
     if name not in ("vjp", "jvp", "curvature"):
         return None
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
-        return _sweep(batch, m, n, dtype, multiprocessors) if largest < ATEN_FROM else None
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
         return _tile(largest, dtype)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
@@ -197,15 +198,18 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
         return Curvature(block=16, terms=16, num_warps=1)
     if largest > 32:
         chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-        return chosen if largest < ATEN_FROM else None
+        return chosen if largest < PRODUCTS_FROM["curvature"] else None
     return Curvature(block=32, terms=32, num_warps=1)
 
 
 def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
-    """The sweep for `batch` matrices of m×n: sums are split where there are too few tiles."""
+    """The sweep for `batch` matrices of m×n: where there are too few tiles sums are split, and more warps shorten what
+    all programs wait for. Neither changes bits."""
     chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    return replace(chosen, split=batch * tiles <= multiprocessors)
+    if batch * tiles > multiprocessors:
+        return chosen
+    return replace(chosen, split=True, num_warps=8 if dtype == torch.float32 else chosen.num_warps)
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
@@ -236,8 +240,14 @@ def _inverse(largest: int, dtype: torch.dtype) -> Inverse | None:
     return Inverse(matrices=128 // size, num_warps=4)  # a column per lane
 
 
-def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve:
-    """The kernel of solutions with matrices of n rows, at most 32."""
+def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve | None:
+    """The kernel of solutions with matrices of n rows, at most 32.
+
+    From 17 rows on up to 64 bytes of right-hand sides in a row. With those it is estimated to take 0.9 to 1.15 times as
+    long as a copy of what ATen must move (LU, and the right-hand sides four times), with twice as many up to 2.2 times.
+    """
+    if n > 16 and right_hand_sides * dtype.itemsize > 64:
+        return None
     size = max(2, 1 << (n - 1).bit_length())
     cols = min(1 << max(right_hand_sides - 1, 0).bit_length(), 32 * 4 // dtype.itemsize)  # in registers, with LU
     return LuSolve(matrices=32 // size, cols=cols, num_warps=1)
