@@ -135,6 +135,25 @@ def test_the_gradient_of_det_is_the_adjugate(dtype):
     assert_close(tangent, (expected.conj().to(dtype) * E).sum((-2, -1)), rtol=0, atol=1e4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("neighbour", [0.0, 1e30, 1e-30, torch.inf, torch.nan])
+def test_no_matrix_changes_the_bits_of_another(neighbour, dtype):
+    A = matrix(9, 6, 6, dtype=dtype)
+    among = torch.cat([torch.full_like(A[:1], neighbour).tril(), A[1:]])
+    results = []
+    for batch in (A, among):
+        batch.requires_grad_()
+        values = det(batch)
+        results.append((values[1:], grad(values, batch, torch.ones_like(values))[0][1:]))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("value", [1e-40, 0.0, 3e38])
+def test_the_gradient_of_a_number_is_one(value):
+    A = torch.tensor([[value]], requires_grad=True)
+    assert grad(det(A), A)[0].item() == 1
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_the_gradient_of_det_at_zero(n):
     A = torch.zeros(n, n, requires_grad=True)
@@ -241,6 +260,7 @@ def test_errors(name):
         (RuntimeError, torch.ones(2, 3)),
         (NotImplementedError, torch.ones(2, 2, dtype=torch.int64)),
         (NotImplementedError, torch.eye(2).to_sparse()),
+        (NotImplementedError, torch.nested.nested_tensor([torch.eye(2), torch.eye(3)])),
     ):
         with pytest.raises(error, match=rf"^`linalg\.{name}` expects"):
             function(A)

@@ -391,6 +391,14 @@ class TestErrors:
         with pytest.raises(type(torch_error.value), match=f"`linalg.lu_solve` expects .*{message}"):
             lu_solve(**arguments)
 
+    def test_devices_that_differ(self):
+        """PyTorch's reads memory that is not there."""
+        for changed in ({"pivots": self.pivots.to("meta")}, {"B": self.B.to("meta")}):
+            arguments = {"LU": self.LU, "pivots": self.pivots, "B": self.B, **changed}
+            message = f"`linalg.lu_solve` expects LU and {next(iter(changed))} on the same device; got cpu and meta"
+            with pytest.raises(RuntimeError, match=message):
+                lu_solve(**arguments)
+
     @pytest.mark.parametrize(
         ("wrong", "text"), [(0, "greater or equal to 1"), (5, r"smaller or equal to LU.size\(-2\)")]
     )

@@ -505,6 +505,7 @@ def test_tensors_of_a_pt_file(tmp_path):
     [
         (torch.eye(3).to_sparse(), "a is no dense tensor"),
         (torch.empty(3, 3, device="meta"), "a is no dense tensor"),
+        (torch.nested.nested_tensor([torch.eye(2), torch.eye(3)]), "a is no dense tensor"),
         (torch.zeros(1).expand(2**20, 2**20), "is more than the"),
         (torch.ones(3), "a has shape (3,)"),
         (torch.eye(3).to(torch.float8_e5m2), "a is of torch.float8_e5m2"),

@@ -42,7 +42,7 @@ def test_kernels_serve_their_sizes(name, dtype):
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                limits = {16: plan.Warp, 32: plan.TwoByTwo, 128: plan.Tile, limit: plan.Sweep}
+                limits = {16: plan.Warp, 128: plan.Tile, limit: plan.Sweep}
                 regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
                 if name == "curvature" and max(m, n) > 16:
                     regime = plan.Curvature

@@ -64,8 +64,21 @@ def _factored(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.triton_lu.factor(A) if A.is_cuda else factor(A, True)
 
 
+def _in_one_call(A: Tensor) -> bool:
+    """Whether PyTorch's own function factorizes A as it shall be."""
+    return not A.is_cuda and (A.ndim == 2 or not plan.one_by_one(A.shape, A.device.type))
+
+
+def _not_transposed(A: Tensor) -> Tensor:
+    """A, or a copy of it where PyTorch would factorize Aᵀ."""
+    return empty_column_major(A).copy_(A) if A.is_contiguous() and not A.is_complex() else A
+
+
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A -> (sign, log|det A|, LU, pivots)."""
+    if _in_one_call(A):
+        sign, logabsdet, LU, pivots = torch._linalg_slogdet(_not_transposed(A))
+        return sign, logabsdet, LU, pivots
     LU, pivots, _ = _factored(A)
     return *determinant.signed_log(LU, pivots), LU, pivots
 
@@ -76,17 +89,33 @@ def det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return determinant.determinant(LU, pivots), LU, pivots
 
 
+def inv_ex(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A -> (A⁻¹, infos)."""
+    if _in_one_call(A):
+        X, infos = torch.linalg.inv_ex(A)
+        return X, infos
+    LU, pivots, infos = _factored(A)
+    return torch.ops.triton_lu.inverse(A, LU, pivots), infos
+
+
+def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
+    """(A, B) -> (X, LU, pivots, infos)."""
+    LU, pivots, infos = _factored(A)
+    solution = torch.ops.triton_lu.solve if A.is_cuda else solve
+    return solution(A, LU, pivots, B, left, False), LU, pivots, infos
+
+
 # In what follows the derivatives are with respect to A, and the values are found from its factors
 
 
-def adjugate(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """(A, LU, pivots) -> adj(A)."""
-    return determinant.adjugate(LU, pivots)
+def adjugate(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """(A, LU, pivots) -> adj(A), or its conjugate transpose."""
+    return determinant.adjugate(LU, pivots, adjoint)
 
 
-def inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """(A, LU, pivots) -> A⁻¹."""
-    return solving.inverse(LU, pivots)
+def inverse(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """(A, LU, pivots) -> A⁻¹, or A⁻ᴴ."""
+    return solving.inverse(LU, pivots, adjoint)
 
 
 def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:

@@ -23,22 +23,23 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -
     X = empty_solution(B, left).copy_(B)
     columns = X if left else X.conj_physical_().mT  # Aᴴ Xᴴ = Bᴴ
     system = _System(LU, pivots, columns.shape)
-    solved = _lu_solve(system.LU, system.pivots, system.fold(columns), adjoint=adjoint is left, in_place=True)
-    if solved.data_ptr() != X.data_ptr():
-        columns.copy_(system.unfold(solved))
+    folded = system.fold(columns)
+    _lu_solve(system.LU, system.pivots, folded, adjoint=adjoint is left, out=folded)
+    if folded.data_ptr() != X.data_ptr():
+        columns.copy_(system.unfold(folded))
     return X if left else X.conj_physical_()
 
 
 def _lu_solve(
-    LU: Tensor, pivots: Tensor, B: Tensor, left: bool = True, adjoint: bool = False, in_place: bool = False
+    LU: Tensor, pivots: Tensor, B: Tensor, left: bool = True, adjoint: bool = False, out: Tensor | None = None
 ) -> Tensor:
-    """PyTorch's, of one batch dimension: of several it takes the last one's stride for that of all matrices, also
-    where that dimension has one matrix and any stride (2.14)."""
-    batch = B.shape[:-2]
-    if len(batch) > 1:
-        LU, pivots, B = LU.flatten(0, -3), pivots.flatten(0, -2), B.flatten(0, -3)
-    X = torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint, out=B if in_place else None)
-    return X.unflatten(0, batch) if len(batch) > 1 else X
+    """PyTorch's, which takes the stride of the last batch dimension for that of all matrices, also where there is one
+    matrix along it, and any stride (2.14): here of batches that are contiguous."""
+    if LU.ndim > 3:
+        columns = LU.mT
+        LU, pivots = (x.reshape(-1).view(x.shape) for x in (columns, pivots))
+        LU = LU.mT
+    return torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint, out=out)
 
 
 def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -52,14 +53,14 @@ def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool,
         X, W = W, X
     system = _System(LU, pivots, X.shape)
     with full_precision(X):
-        return (system.fold(W) @ _mH(system.fold(X))).view(LU.shape).neg()
+        return (system.fold(W).neg() @ _mH(system.fold(X))).view(LU.shape)
 
 
-def inverse(LU: Tensor, pivots: Tensor) -> Tensor:
-    """A⁻¹, column-major."""
+def inverse(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """A⁻¹, or A⁻ᴴ, column-major."""
     identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device).expand_as(LU)
-    if not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
-        return _lu_solve(LU, pivots, identity)
+    if adjoint or not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
+        return _lu_solve(LU, pivots, identity, adjoint=adjoint)
     X = _lu_solve(LU, pivots, identity, adjoint=True).mT
     return empty_column_major(X).copy_(X).conj_physical_()
 

@@ -7,7 +7,16 @@ device's calibration: within a process the same problem always runs the same way
 import torch
 
 from triton_lu.plan import cpu, gpu
-from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Widths, default_block, elimination, solve_by_rows, triangle_panel
+from triton_lu.plan.cpu import (
+    CACHED,
+    PANEL,
+    UNPIVOTED_PANEL,
+    Widths,
+    default_block,
+    elimination,
+    solve_by_rows,
+    triangle_panel,
+)
 from triton_lu.plan.gpu import (
     MULTIPROCESSORS,
     ORDER,
@@ -22,7 +31,6 @@ from triton_lu.plan.gpu import (
     Order,
     Sweep,
     Tile,
-    TwoByTwo,
     Warp,
     kernel,
     kernel_pays,
@@ -33,9 +41,9 @@ __all__ = [
     "MULTIPROCESSORS",
     "ORDER",
     "PANEL",
-    "PIVOTS",
     "PRODUCTS_FROM",
     "SUBSTITUTION",
+    "UNPIVOTED_PANEL",
     "Curvature",
     "Factor",
     "FactorBlocks",
@@ -45,7 +53,6 @@ __all__ = [
     "Order",
     "Sweep",
     "Tile",
-    "TwoByTwo",
     "Warp",
     "Widths",
     "block_of_products",
@@ -88,7 +95,7 @@ def block_of_products(name: str, m: int, n: int, dtype: torch.dtype, device: str
 
 def inverse_by_adjoint(n: int, device: str) -> bool:
     """Whether A⁻¹ is found as the adjoint of A⁻ᴴ."""
-    return device == "cpu" and n > cpu.INVERSE
+    return device == "cpu" and n > cpu.DIRECT_INVERSE
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:

@@ -102,8 +102,8 @@ def one_by_one(shape: torch.Size) -> bool:
     return len(shape) > 2 and max(m, n) > 128 and m * n >= 8192
 
 
-INVERSE = 64  # the largest n with A⁻¹ from A X = I: LAPACK solves Aᴴ X = I in 0.7 of the time at 128, in half at 512
-PIVOTS = 32  # columns that LAPACK eliminates without exchanges at once: the exponents of double allow no more
+DIRECT_INVERSE = 64  # the largest n with A⁻¹ from A X = I: Aᴴ X = I takes LAPACK 0.7 of the time at 128, half at 512
+UNPIVOTED_PANEL = 32  # columns that LAPACK eliminates without exchanges at once: the exponents of double allow no more
 
 
 def elimination(batch: int, m: int, n: int) -> tuple[str, int]:
