@@ -1,4 +1,4 @@
-"""Measurements that need a checkout: errors, costs and times of kernels, a session on a GPU; and the results of all."""
+"""Measurements that need a checkout: errors, costs and times of kernels, all of a GPU; and the results of all."""
 
 import sys
 from pathlib import Path

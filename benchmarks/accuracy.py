@@ -6,7 +6,6 @@ double precision by the formula in NumPy's extended precision. Of a batch the wo
 error is at least the unit roundoff, which storing an exact result may cost. Takes five minutes.
 """
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import triton_lu
 from tests.support.matrices import REGULAR, ZOO
 from triton_lu import reference
 from triton_lu.bench import machine
-from triton_lu.command import add_output, dtype_name, exit_code, new_file
+from triton_lu.command import Parser, add_output, dtype_name, exit_code, new_file
 
 SINGLE, DOUBLE = (torch.float32, torch.complex64), (torch.float64, torch.complex128)
 SIZES = {1: (4, 16, 64, 150, 256, 512, 1024, 2048), 8: (4, 16, 64, 128, 150, 256), 600: (4, 8)}
@@ -104,7 +103,7 @@ def show(rows: list[dict[str, object]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.accuracy", description=__doc__)
     add_output(parser, "accuracy.csv")
     output = new_file(parser.parse_args())
     rows = [row for problem in track(list(problems()), description="accuracy") if (row := measure(*problem))]

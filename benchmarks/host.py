@@ -6,7 +6,6 @@ have no such driver, and compute on the CPU. Medians of calls in turns, float32,
 what takes longer than 5 ms is left out.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -27,6 +26,7 @@ import triton_lu
 from benchmarks.kernels import NoDevice
 from triton_lu import ops, registration
 from triton_lu.bench.problems import Problem, Size, size
+from triton_lu.command import Parser
 
 SIZES = (Size(64, 8, 8), Size(1, 1024, 1024))
 TURNS = 50
@@ -119,7 +119,7 @@ def measure(functions: dict[str, Callable[[], object]], device: str) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.host", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.host", description=__doc__)
     parser.add_argument("--sizes", type=size, nargs="+", default=SIZES, help="N, MxN or BATCHxMxN")
     sizes = parser.parse_args().sizes
     device = "cuda" if torch.cuda.is_available() else "cpu"

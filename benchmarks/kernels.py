@@ -37,7 +37,7 @@ import triton_lu
 from triton_lu import plan, triton_backend
 from triton_lu.bench import machine
 from triton_lu.bench.problems import Problem, Size, size
-from triton_lu.command import add_output, dtype_name, exit_code, new_file
+from triton_lu.command import Parser, add_output, dtype_name, exit_code, new_file
 from triton_lu.validation import DTYPES
 
 try:
@@ -46,7 +46,9 @@ except ImportError:
     ptxrun = None
 
 KERNELS = ("factor", "vjp", "jvp", "curvature")
+SYSTEMS = ("slogdet", "inverse", "lu_solve")  # of square matrices; lu_solve of m×n: systems of m×m, n right-hand sides
 SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512)), Size(1, 100, 40))
+SOLVED_SIZES = tuple(Size(1, n, k) for n in (4, 8, 16, 32) for k in (1, 8))
 GPUS = {"H100": "sm_90", "A100": "sm_80", "B200": "sm_100"}
 BANDWIDTH = {"H100": 3.0e12, "A100": 1.75e12}  # of a large copy, bytes per second: measured, and the emulator's guess
 ENTRIES = 2**24  # of the matrices of a launch: more than an L2 cache holds
@@ -75,6 +77,8 @@ BATCHES = {  # of `factor` besides, where single programs are waited for or the 
     Size(64, 1024, 1024): 3000,
 }
 LONGER = {"float32": 1, "float64": 2, "complex64": 3, "complex128": 5}  # than these may take other dtypes
+DEFAULT_SIZES = {"factor": (*SIZES, *BATCHES), "lu_solve": SOLVED_SIZES}  # others have SIZES
+SYSTEMS_TARGETS = {16: 1.3, 32: 1.8}
 JVP = 1.2  # forward mode may take so many times as long as reverse mode,
 RAGGED = 1.6  # and a matrix that is not a square of a power of two as the next one that is
 
@@ -84,9 +88,14 @@ def batch_of(size: Size) -> int:
     return size.batch if size.batch > 1 else ENTRIES // (size.m * size.n)
 
 
+def of_systems(name: str, size: Size) -> Size:
+    """The matrices that the operator takes the size of: those of its systems, if it has right-hand sides."""
+    return size._replace(n=size.m) if name == "lu_solve" else size
+
+
 def problem(name: str, size: Size, dtype: torch.dtype, batch: int) -> Callable[[], object]:
     """A call of the operator on `batch` matrices that are numbers, not more: costs do not depend on their values."""
-    _, m, n = size
+    _, m, n = of_systems(name, size)
     if name == "factor":
         A = torch.zeros(batch, m, n, dtype=dtype)  # takes no memory where no program of a sample reads
         return lambda: torch.ops.triton_lu.factor(A)
@@ -94,13 +103,31 @@ def problem(name: str, size: Size, dtype: torch.dtype, batch: int) -> Callable[[
     by_rows, by_columns = matrix.contiguous(), matrix.mT.contiguous().mT
     k = min(m, n)
     pivots = torch.arange(1, k + 1, dtype=torch.int32).expand(batch, k).contiguous()
+    if name == "slogdet":
+        return lambda: torch.ops.triton_lu.slogdet(by_rows)
+    if name == "inverse":
+        return lambda: torch.ops.triton_lu.inverse(by_rows, by_columns, pivots)
+    if name == "lu_solve":
+        B = by_rows[..., : size.n].contiguous()
+        return lambda: torch.ops.triton_lu.lu_solve(by_columns, pivots, B, True, False)
     return lambda: getattr(torch.ops.triton_lu, name)(by_columns, pivots, by_rows)
 
 
 def fewest_bytes(name: str, size: Size, dtype: torch.dtype) -> int:
     """Of one matrix: every argument read once, every result written once."""
-    matrices = 2 if name == "factor" else 3
-    return matrices * size.m * size.n * dtype.itemsize + 4 * min(size[1:]) + (4 if name == "factor" else 0)
+    _, m, n = size
+    if name == "lu_solve":
+        return (m * m + 2 * m * n) * dtype.itemsize + 4 * m
+    matrices = 2 if name in ("factor", *SYSTEMS) else 3
+    others = {"factor": 4, "slogdet": dtype.itemsize + dtype.to_real().itemsize}
+    return matrices * m * n * dtype.itemsize + 4 * min(m, n) + others.get(name, 0)
+
+
+def fewest_flops(name: str, size: Size, dtype: torch.dtype) -> float:
+    if name == "lu_solve":
+        return 2.0 * size.m**2 * size.n * (4 if dtype.is_complex else 1)
+    # The inverse of both factors and their product take as many operations as a backward.
+    return Problem("forward" if name in ("factor", "slogdet") else "backward", size, dtype).flops
 
 
 class NoDevice:
@@ -156,7 +183,7 @@ def resources(kernel: Any) -> dict[str, int]:
 
 def static(name: str, size: Size, dtype: torch.dtype, target: str) -> dict[str, object]:
     with compiling(target) as kernels, triton_lu.backend("triton"):
-        problem(name, size, dtype, batch_of(size))()
+        problem(name, size, dtype, batch_of(of_systems(name, size)))()
     each = [resources(kernel) for kernel in {kernel.hash: kernel for kernel in kernels}.values()]
     return {
         "launches": len(kernels),
@@ -206,13 +233,13 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
     if ptxrun is None or gpu not in BANDWIDTH:
         return {}
     large = max(size[1:]) > 128  # several launches, whose programs differ
-    batch = batch_of(size)
+    batch = batch_of(of_systems(name, size))
     sample = 16 if large and name != "factor" else 4  # of a factorization's few but long programs
     options = {"target": GPUS[gpu], "sample": sample, "check": False}
     with ptxrun.device(**options) as reports, triton_lu.backend("triton"), permuted():
         problem(name, size, dtype, batch)()
     fewest = fewest_bytes(name, size, dtype)
-    flops_needed = Problem("forward" if name == "factor" else "backward", size, dtype).flops
+    flops_needed = fewest_flops(name, size, dtype)
     traffic = [kind for report in reports for kind in report.global_memory.values()]
     in_sectors = 32 * sum(kind["sectors"] for kind in traffic)
     unique = sum(report.unique_read + report.unique_written for report in reports)
@@ -248,11 +275,13 @@ def dynamic(name: str, size: Size, dtype: torch.dtype, gpu: str) -> dict[str, ob
 
 
 def target_ratio(name: str, size: Size, dtype: torch.dtype) -> float | None:
-    _, m, n = size
     if name == "factor" and size in BATCHES:
         copy = size.batch * fewest_bytes(name, size, dtype) / BANDWIDTH["H100"]
         return round(BATCHES[size] * 1e-6 * LONGER[dtype_name(dtype)] / copy, 2)
     limits = (FACTOR_TARGETS if name == "factor" else TARGETS)[dtype_name(dtype)]
+    if name in SYSTEMS:
+        limits = SYSTEMS_TARGETS
+    _, m, n = of_systems(name, size)
     full = m == n and n & (n - 1) == 0
     factor = (JVP if name == "jvp" else 1) * (1 if full else RAGGED)
     return next((round(factor * ratio, 2) for largest, ratio in limits.items() if max(m, n) <= largest), None)
@@ -275,18 +304,20 @@ def show(table: pd.DataFrame) -> None:
         console.print("The emulator `ptxrun` is not importable: counts and estimates are missing.")
 
 
-def kernel_name(text: str) -> str:
-    if text not in KERNELS:
-        raise argparse.ArgumentTypeError(f"there is no kernel {text!r}; expected one of {', '.join(KERNELS)}")
-    return text
+def parser_of(
+    prog: str, description: str | None, sizes: Sequence[Size] | None, names: Sequence[str] = KERNELS
+) -> Parser:
+    """A parser of which kernels are asked for, all of those by default; `sizes` are the default's."""
 
+    def kernel_name(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"there is no kernel {text!r}; expected one of {', '.join(names)}")
+        return text
 
-def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argparse.ArgumentParser:
-    """A parser of which kernels are asked for; `sizes` are the default's."""
     dtypes = list(map(dtype_name, DTYPES))
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{prog}", description=description)
+    parser = Parser(prog=f"python -m benchmarks.{prog}", description=description)
     parser.add_argument(
-        "kernels", nargs="*", type=kernel_name, metavar="kernel", help=f"{', '.join(KERNELS)}; default: all"
+        "kernels", nargs="*", type=kernel_name, metavar="kernel", help=f"{', '.join(names)}; default: all"
     )
     parser.add_argument("--sizes", type=size, nargs="+", default=sizes, help="N or MxN")
     parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=dtypes)
@@ -294,15 +325,17 @@ def parser_of(prog: str, description: str | None, sizes: Sequence[Size]) -> argp
 
 
 def main() -> None:
-    parser = parser_of("kernels", __doc__, SIZES)
+    parser = parser_of("kernels", __doc__, None, KERNELS + SYSTEMS)
     parser.add_argument("--gpus", nargs="+", default=GPUS, choices=GPUS, help="what to compile for (default: all)")
     add_output(parser, "kernels.csv")
     arguments = parser.parse_args()
     output = new_file(arguments)
-    names = arguments.kernels or KERNELS
-    asked = [*product(arguments.gpus, names, arguments.dtypes, arguments.sizes)]
-    if arguments.sizes is SIZES and "factor" in names:
-        asked += product(arguments.gpus, ["factor"], arguments.dtypes, BATCHES)
+    asked = [
+        (gpu, name, dtype, shape)
+        for gpu, name, dtype in product(arguments.gpus, arguments.kernels or KERNELS + SYSTEMS, arguments.dtypes)
+        for shape in arguments.sizes or DEFAULT_SIZES.get(name, SIZES)
+        if shape.m == shape.n or name not in ("slogdet", "inverse")
+    ]
     made_with = {"triton": triton.__version__, "commit": machine.commit(Path(triton_lu.__file__).parent)}
     rows = []
     for gpu, name, dtype_, shape in track(asked, description="kernels"):

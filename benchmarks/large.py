@@ -1,38 +1,54 @@
-"""What one large matrix costs on a GPU, by an estimate: `python -m benchmarks.large`. Nothing here is measured.
+"""What one large matrix costs on a GPU, by an estimate: `python -m benchmarks.large [--sizes 512 1024] ...`.
 
-The operations that ATen is asked for are counted on tensors without data. Each takes the longer of its flops at 40
-TFLOP/s (single precision) or 50 (double) and its bytes at 3.0 TB/s, of every argument and result once, and 6 µs before
-it starts; a sequence takes the sum, since each operation needs the one before. (An H100 was seen to do 52 TFLOP/s in
-large products.) PyTorch's own sequences are counted in the same way, as if its triangular solves ran at the speed of
-products, which they do not: the times that an H100 did take for its backward stand beside them. Below the size from
-which the plan is products, the kernels serve: their time is the emulator's estimate, where it is importable. The host
-is not in it, beyond the 6 µs.
+No time of a GPU is measured here. The operations that ATen is asked for are counted on tensors without data. Each takes
+the longer of its flops at 40 TFLOP/s (single precision) or 50 (double) and its bytes at 3.0 TB/s, of every argument and
+result once, and 6 µs before it starts; a sequence takes the sum, since each operation needs the one before. (An H100
+was seen to do 52 TFLOP/s in large products; small ones, which do not fill the GPU, are slower than that.) PyTorch's own
+sequences are counted in the same way, as if its triangular solves ran at the speed of products, which they do not: the
+times that an H100 did take for its backward stand beside them.
+
+Below the sizes from which the plan is products, kernels serve. Their launches take the emulator's estimates, where
+it is importable: of each launch the longer of two, of all its programs and of the first one alone. The first is the
+longest; in a mean over programs the one with a diagonal block, for which all wait, would vanish. A program alone
+fetches its code anew in every launch, which may be too pessimistic.
+
+The host's time is measured here, on one core: of the kernels with launches to nowhere (`benchmarks.host`), of products
+on matrices so small that the same operations compute next to nothing on the CPU. What a driver adds is not in it. A
+plan of kernels takes the host's time and the launches', one of products the longer of the two, since the 6 µs of each
+operation are the host's already.
 """
 
-import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from itertools import product
-from math import prod
-from pathlib import Path
+from math import ceil, nan, prod
+from time import thread_time
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import torch
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, grad
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_lu_kernels import launch
 
 import triton_lu
-from benchmarks.kernels import permuted, problem, ptxrun
+from benchmarks.host import SilentDevice, silent
+from benchmarks.kernels import GPUS, permuted, problem, ptxrun
 from triton_lu import aten_backend, plan
+from triton_lu import products as products_backend
 from triton_lu.bench.problems import Size
-from triton_lu.command import dtype_name
+from triton_lu.command import Parser, add_output, dtype_name, exit_code, new_file
 
-RESULTS = Path(__file__).parent / "results" / "estimates" / "large.csv"
-SIZES = (256, 512, 1024, 2048, 4096, 8192)
+SIZES = (256, 512, 1024, 1536, 2048, 4096, 8192)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 START = 6e-6
 BANDWIDTH = 3.0e12
@@ -42,6 +58,7 @@ MEASURED_MS = {  # PyTorch's backward
     torch.float64: {2048: 2.8, 4096: 13.4},
 }
 NOT_COUNTED = {"alias", "detach", "device", "empty", "empty_like", "empty_permuted", "linalg_lu_factor_ex"}
+TURNS, CALLS = 40, 10  # in each turn, of what the host is measured in
 
 
 class Costs(TorchDispatchMode):
@@ -80,13 +97,13 @@ class Costs(TorchDispatchMode):
 MAPS = {"vjp": ("vjp",), "jvp": ("jvp",), "second derivative": ("jvp", "curvature", "vjp")}
 
 
-def products(name: str, n: int, dtype: torch.dtype) -> Costs:
-    """Of the operations in `products.py`."""
+def products(parts: Sequence[str], n: int, dtype: torch.dtype) -> Costs:
+    """Of the operations in `products.py` for these operators."""
     with FakeTensorMode():
         X = torch.empty(n, n, dtype=dtype, device="cuda")
         pivots = torch.empty(n, dtype=torch.int32, device="cuda")
         with Costs() as costs:
-            for part in MAPS[name]:
+            for part in parts:
                 getattr(aten_backend, part)(X.mT, pivots, X)
     return costs
 
@@ -112,59 +129,143 @@ def torch_sequence(name: str, n: int, dtype: torch.dtype) -> Costs:
     return costs
 
 
-def kernels_seconds(name: str, n: int, dtype: torch.dtype) -> float:
-    """The emulator's estimate for the launches."""
+@contextmanager
+def first_programs_alone() -> Iterator[None]:
+    """Inside, every launch is followed by one of its first program alone."""
+    launcher = launch.launcher
+
+    def twice(*about: Any) -> Callable[..., None]:
+        launch_programs = launcher(*about)
+
+        def launch_both(programs: int, *args: Any) -> None:
+            launch_programs(programs, *args)
+            launch_programs(1, *args)
+
+        return launch_both
+
+    with patch.object(launch, "launcher", twice):
+        yield
+
+
+@cache
+def launch_seconds(part: str, n: int, dtype: torch.dtype) -> list[float]:
+    """Of every launch of that operator's kernels, by the emulator."""
     reports: list[Any]
-    with ptxrun.device(target="sm_90", sample=8, check=False) as reports, triton_lu.backend("triton"), permuted():
-        for part in MAPS[name]:
-            problem(part, Size(1, n, n), dtype, 1)()
-    return sum(report.roofline("H100")["time"] for report in reports)
+    options = {"target": GPUS["H100"], "sample": 8, "check": False}
+    with (
+        ptxrun.device(**options) as reports,
+        triton_lu.backend("triton"),
+        permuted(),
+        first_programs_alone(),
+    ):
+        problem(part, Size(1, n, n), dtype, 1)()
+    times = [report.roofline("H100")["time"] for report in reports]
+    return [max(pair) for pair in zip(times[::2], times[1::2], strict=True)]
 
 
-def by_kernels(name: str, n: int, dtype: torch.dtype) -> bool:
-    """Whether the plan has kernels for that, by default."""
-    return all(plan.kernel(part, n, n, dtype) is not None for part in MAPS[name])
+def host_seconds(function: Callable[[], object]) -> float:
+    """Of a call, by the clock of the thread, which stands while others have the core."""
+    for _ in range(3):  # which prepare the others
+        function()
+    turns = []
+    for _ in range(TURNS):
+        start = thread_time()
+        for _ in range(CALLS):
+            function()
+        turns.append((thread_time() - start) / CALLS)
+    return min(turns)
+
+
+@cache
+def kernels_host_seconds(part: str, n: int, dtype: torch.dtype) -> float:
+    with silent(SilentDevice(GPUS["H100"])):
+        return host_seconds(problem(part, Size(1, n, n), dtype, 1))
+
+
+@cache
+def products_host_seconds(part: str, n: int, dtype: torch.dtype) -> float:
+    """Of as many blocks, joined of as many smaller ones, that have one column each."""
+    block = plan.block_of_products(part, n, n, dtype, "cuda")
+    assert block is not None
+    width = block // plan.SUBSTITUTION
+    X = torch.eye(ceil(n / block) * width, dtype=dtype)
+    pivots = torch.arange(1, len(X) + 1, dtype=torch.int32)
+    with patch.object(plan, "SUBSTITUTION", 1):
+        return host_seconds(lambda: getattr(products_backend, part)(X.mT, pivots, X, width))
 
 
 def row(name: str, n: int, dtype: torch.dtype) -> dict[str, object]:
-    ours, theirs = products(name, n, dtype), torch_sequence(name, n, dtype)
-    kernels = 1e3 * kernels_seconds(name, n, dtype) if ptxrun is not None and by_kernels(name, n, dtype) else None
-    estimate = 1e3 * ours.seconds if kernels is None else kernels
+    parts = MAPS[name]
+    by_kernels = [part for part in parts if plan.kernel(part, n, n, dtype) is not None]
+    by_products = [part for part in parts if part not in by_kernels]
+    ours, theirs = products(parts, n, dtype), torch_sequence(name, n, dtype)
+
+    def products_host(parts: Sequence[str]) -> float:
+        return sum(products_host_seconds(part, n, dtype) for part in parts)
+
+    planned = max(products(by_products, n, dtype).seconds, products_host(by_products))
+    launches: list[float] = []
+    kernels_host = kernels = None
+    if by_kernels:
+        kernels_host = sum(kernels_host_seconds(part, n, dtype) for part in by_kernels)
+        if ptxrun is None:
+            planned = nan
+        else:
+            launches = [time for part in by_kernels for time in launch_seconds(part, n, dtype)]
+            kernels = sum(launches)
+            planned += kernels_host + kernels
     measured = MEASURED_MS.get(dtype, {}).get(n) if name == "vjp" else None
+    n3 = n**3 * (4 if dtype.is_complex else 1)
+
+    def ms(time: float | None) -> float | None:
+        return time and round(1e3 * time, 3)
+
     return {
         "map": name,
         "n": n,
         "dtype": dtype_name(dtype),
-        "plan": "kernels" if by_kernels(name, n, dtype) else "products",
+        "plan": "kernels and products" if by_kernels and by_products else "kernels" if by_kernels else "products",
         "operations": ours.operations,
-        "flops_over_n3": round(ours.flops / n**3 / (4 if dtype.is_complex else 1), 2),
-        "products_ms": round(1e3 * ours.seconds, 3),
-        "kernels_ms": kernels and round(kernels, 3),
+        "flops_over_n3": round(ours.flops / n3, 2),
+        "products_ms": ms(ours.seconds),
+        "products_host_ms": ms(products_host(parts)),
+        "launches": len(launches) or None,
+        "kernels_ms": ms(kernels),
+        "kernels_host_ms": ms(kernels_host),
+        "plan_ms": ms(planned),
         "torch_operations": theirs.operations,
-        "torch_flops_over_n3": round(theirs.flops / n**3 / (4 if dtype.is_complex else 1), 2),
-        "torch_ms": round(1e3 * theirs.seconds, 3),
-        "torch_over_plan": round(1e3 * theirs.seconds / estimate, 2),
+        "torch_flops_over_n3": round(theirs.flops / n3, 2),
+        "torch_ms": ms(theirs.seconds),
+        "torch_over_plan": round(theirs.seconds / planned, 2),
         "torch_measured_ms": measured,
-        "measured_over_plan": measured and round(measured / estimate, 2),
+        "measured_over_plan": measured and round(measured / (1e3 * planned), 2),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.large", description=__doc__)
+    parser.add_argument("--maps", nargs="+", default=[*MAPS], choices=[*MAPS])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"], choices=[*map(dtype_name, DTYPES)])
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--dtypes", nargs="+", default=[*map(dtype_name, DTYPES)], choices=[*map(dtype_name, DTYPES)])
+    add_output(parser, "large.csv")
     arguments = parser.parse_args()
-    asked = product(MAPS, (getattr(torch, name) for name in arguments.dtypes), arguments.sizes)
-    table = pd.DataFrame([row(name, n, dtype) for name, dtype, n in asked])
-    shown = Table(title="Estimates, not measurements, but for torch_measured_ms", box=box.SIMPLE_HEAD, padding=0)
+    output = new_file(arguments)
+    torch.set_num_threads(1)
+    asked = product(arguments.maps, (getattr(torch, name) for name in arguments.dtypes), arguments.sizes)
+    rows = []
+    for name, dtype, n in track(list(asked), description="large"):
+        rows.append(row(name, n, dtype))
+        pd.DataFrame(rows).to_csv(output, index=False)  # row by row: what is done stays when it is interrupted
+    shown = Table(
+        title="Estimates, not measurements, but for torch_measured_ms and the host", box=box.SIMPLE_HEAD, padding=0
+    )
+    table = pd.DataFrame(rows)
     for column in table:
         shown.add_column(column.replace("_", "\n"), justify="right", no_wrap=True)
     for values in table.itertuples(index=False):
         shown.add_row(*("–" if pd.isna(value) else f"{value}" for value in values))
-    Console(width=max(Console().width, 140)).print(shown)
-    table.to_csv(arguments.output, index=False)
+    Console(width=max(Console().width, 160)).print(shown)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

@@ -38,8 +38,7 @@ CHOICES: dict[type, dict[str, tuple[int, ...]]] = {
     plan.Factor: {"matrices": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4)},
     plan.FactorBlocks: {"rows": (32, 64), "num_warps": (1, 2, 4, 8)},
     plan.Warp: {"matrices": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4)},
-    plan.TwoByTwo: {"registers": (168, 255), "num_warps": (1, 2, 4)},
-    plan.Tile: {"block": (16, 32), "rows": (16, 32), "registers": (168, 255), "num_warps": (1, 2, 4)},
+    plan.Tile: {"registers": (128, 168, 255), "num_warps": (1, 2, 4)},
     plan.Sweep: {"block": (32, 64), "terms": (16, 32), "num_warps": (2, 4, 8)},
     plan.Curvature: {"block": (16, 32, 64), "terms": (16, 32), "num_warps": (1, 2, 4, 8)},
 }

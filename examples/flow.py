@@ -1,4 +1,4 @@
-"""A normalizing flow: dense layers whose log |det| and inverse come from one LU factorization each.
+"""A normalizing flow: dense layers whose log |det| is one call, and whose inverse is another.
 
 Two layers learn the covariance of Gaussian samples by maximum likelihood; the samples that they generate have it.
 """

@@ -35,4 +35,4 @@ def main(n: int = 16, k: int = 5) -> tuple[Tensor, Tensor, Tensor]:
 if __name__ == "__main__":
     A, b, x = main()
     x.square().sum().backward()
-    print(f"residual {float((A @ x + x.tanh() - b).abs().max()):.1e}, gradient {float(A.grad.norm()):.3f}")
+    print(f"residual {float((A @ x + x.tanh() - b).abs().amax().detach()):.1e}, gradient {float(A.grad.norm()):.3f}")

@@ -1,7 +1,7 @@
 """The Laplacian of log |det| of many Slater matrices, as the kinetic energy in quantum Monte Carlo.
 
-Forward over reverse mode, one direction at a time under vmap. PyTorch's own slogdet is right in this nesting; with
-forward mode inside it is not, and this package's is.
+Forward over reverse mode, under vmap along directions and walkers. PyTorch's own slogdet is right in this nesting for
+one walker, and wrong, without an error, for several on a CPU (2.14).
 """
 
 import torch
@@ -33,4 +33,7 @@ def main(walkers: int = 200, electrons: int = 6) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
-    print(main()[1])
+    x, result = main()
+    print(f"{len(result)} Laplacians, from {result.min():.3e} to {result.max():.3e}")
+    hessian = torch.func.hessian(log_determinant)(x[0]).view(x[0].numel(), -1)
+    print(f"the first: {result[0]:.10f}, the trace of its Hessian: {hessian.trace():.10f}")

@@ -46,7 +46,7 @@ def assert_maps(shape, names=("vjp", "jvp")):
 @pytest.mark.parametrize("shape", [(13, 13), (4, 13, 13), (3, 17, 9), (3, 9, 17), (9, 17)], ids=str)
 def test_every_sweep_gives_the_same_maps(sweep, shape, monkeypatch):
     monkeypatch.setattr(plan, "in_numpy", lambda *problem: None)
-    monkeypatch.setattr(plan, "blocks", lambda *problem: plan.Blocks(*sweep))
+    monkeypatch.setattr(plan, "widths", lambda *problem: plan.Widths(*sweep))
     assert_maps(shape)
 
 

@@ -8,6 +8,7 @@ import torch
     "name",
     [
         "torch._C._AutoDispatchBelowAutograd",
+        "torch._C._after_ADInplaceOrView_keyset",
         "torch._C._any_requires_grad",
         "torch._C._is_cow_tensor",
         "torch._C._is_fwd_grad_enabled",

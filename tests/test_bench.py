@@ -531,22 +531,22 @@ def forget():
 
 
 def test_plans_read_what_was_written(file):
-    width = partial(plan.blocks, 10, 100, 128, torch.float32)
+    width = partial(plan.widths, 10, 100, 128, torch.float32)
     assert width("cpu").block == 32
     calibration.write(CPU, {"block float32 batch 128": 64, "block float64 batch 128": 1})
     assert [path.name for path in file.parent.iterdir()] == ["calibration.json"]
     assert width("cpu").block == 64
-    assert plan.blocks(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
-    assert plan.blocks(1, 128, 128, torch.float32, "cpu").block == 128
-    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 16
+    assert plan.widths(10, 100, 128, torch.float64, "cpu").block == 32  # never narrower than by default
+    assert plan.widths(1, 128, 128, torch.float32, "cpu").block == 128
+    assert plan.widths(10, 64, 64, torch.float32, "cpu").block == 16
     assert plan.in_numpy("vjp", 10_000, 8, 8, torch.float32, "cpu") == "columns"
 
 
 def test_the_file_is_read_once(file):
     calibration.write(CPU, {"block float32 batch 128": 64})
-    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
+    assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 64
     file.unlink()
-    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
+    assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 64
 
 
 def test_other_machines_are_kept_and_not_used(file, monkeypatch):
@@ -554,9 +554,9 @@ def test_other_machines_are_kept_and_not_used(file, monkeypatch):
     with monkeypatch.context() as other:
         other.setattr(calibration, "device_name", lambda device: "another CPU")
         calibration.write(CPU, {"block float32 batch 128": 128})
-        assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 128
+        assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 128
     forget()
-    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 64
+    assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 64
     assert len(json.loads(file.read_text())["machines"]) == 2
 
 
@@ -569,7 +569,7 @@ def test_calibrated_widths_give_the_same_derivative(file):
 
     expected = gradient()
     calibration.write(CPU, {"block float64 batch 128": 64})
-    assert plan.blocks(3, 100, 100, torch.float64, "cpu").block == 64
+    assert plan.widths(3, 100, 100, torch.float64, "cpu").block == 64
     torch.testing.assert_close(gradient(), expected)
 
 
@@ -618,7 +618,7 @@ def test_a_known_gpu_has_the_calibration_of_the_package(tmp_path):
     calibration.write_shipped(tmp_path / "nvidia-h200.json", {"kernel curvature float32": 16})
     assert [path.name for path in sorted(tmp_path.glob("*.json"))] == ["nvidia-h100.json", "nvidia-h200.json"]
     assert (uses_kernel(16), uses_kernel(17)) == (True, False)
-    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 32
 
 
 @pytest.mark.usefixtures("on_a_gpu")
@@ -661,8 +661,8 @@ def content(**changes):
 def test_a_file_that_is_malformed_or_old_is_ignored_and_said_once(file, caplog, text, complaint):
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
-    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 16
+    assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.widths(10, 64, 64, torch.float32, "cpu").block == 16
     assert plan.kernel_pays("vjp", 8, 8, torch.float32, torch.device("meta"))
     (record,) = caplog.records
     assert (record.name, record.levelname) == ("triton_lu.calibration", "WARNING")
@@ -699,7 +699,7 @@ def test_without_a_home_there_is_no_file(file, monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(calibration, "path", path)
-    assert plan.blocks(10, 128, 128, torch.float32, "cpu").block == 32
+    assert plan.widths(10, 128, 128, torch.float32, "cpu").block == 32
 
 
 def wider_is_faster(function):
@@ -712,9 +712,9 @@ def test_calibration_of_the_sweep(file, monkeypatch, capsys):
     monkeypatch.setattr(run, "wall_clock", wider_is_faster)
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     assert main(["bench", "--calibrate", "--device", "cpu", "--seconds", "0"]) == 0
-    assert plan.blocks(10, 64, 64, torch.float32, "cpu").block == 64
-    assert plan.blocks(10, 33, 33, torch.complex128, "cpu").block == 64
-    assert plan.blocks(10, 32, 32, torch.float32, "cpu").block == 16
+    assert plan.widths(10, 64, 64, torch.float32, "cpu").block == 64
+    assert plan.widths(10, 33, 33, torch.complex128, "cpu").block == 64
+    assert plan.widths(10, 32, 32, torch.float32, "cpu").block == 16
     assert "block float32 batch 64: 64" in capsys.readouterr().out
 
 
@@ -728,7 +728,7 @@ def test_a_calibration_that_cannot_be_saved_is_one_line(file, monkeypatch, capsy
 def test_a_gain_within_the_noise_changes_no_plan(monkeypatch):
     monkeypatch.setattr(calibrate, "SIZES", (64,))
     monkeypatch.setattr(calibrate, "DTYPES", (torch.float32,))
-    assert list(calibrate.blocks(constant_clocks(1.0, 0.99, 0.98), 0)) == [("block float32 batch 64", 16)]
+    assert list(calibrate.block_widths(constant_clocks(1.0, 0.99, 0.98), 0)) == [("block float32 batch 64", 16)]
 
 
 def test_calibration_of_the_kernels(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import accuracy, kernels, large
-from triton_lu import plan, reference
+from triton_lu import reference, row_order
 from triton_lu.command import exit_code
 
 
@@ -70,14 +70,50 @@ def test_kernels_by_name(capsys):
 @pytest.mark.parametrize("name", large.MAPS)
 def test_no_products_are_estimated_slower_than_the_sequence_of_torch(name, dtype):
     """From the size on where they are the plan, although PyTorch's solves count as if they were products."""
-    for n in (plan.ATEN_FROM, 8192):
-        assert large.products(name, n, dtype).seconds < large.torch_sequence(name, n, dtype).seconds
+    for n in (2048, 8192):
+        assert large.products(large.MAPS[name], n, dtype).seconds < large.torch_sequence(name, n, dtype).seconds
 
 
 def test_no_products_are_estimated_slower_than_the_backward_of_torch_was():
     for dtype, measured in large.MEASURED_MS.items():
         for n, ms in measured.items():
-            assert 1e3 * large.products("vjp", n, dtype).seconds < ms
+            assert 1e3 * large.products(["vjp"], n, dtype).seconds < ms
+
+
+def test_hosts_and_products_of_the_same_operations(monkeypatch):
+    """What the host is measured in has the operations that are counted, those for the order of the rows apart."""
+    operations = []
+
+    def count(function):
+        with large.Costs() as costs:
+            function()
+        operations.append(costs.operations)
+        return 0.0
+
+    monkeypatch.setattr(large, "host_seconds", count)
+    monkeypatch.setattr(row_order, "of_batch", lambda pivots, m: torch.arange(m, device=pivots.device))
+    monkeypatch.setattr(row_order, "permuted", lambda X, pivots: X.clone())
+    for name in ("vjp", "jvp", "curvature"):
+        large.products_host_seconds.__wrapped__(name, 1024, torch.complex64)
+        counted = large.products([name], 1024, torch.complex64).operations
+        assert counted == operations.pop()
+
+
+def test_large_writes_a_new_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(large, "ptxrun", None)
+    monkeypatch.setattr(large, "kernels_host_seconds", lambda *problem: 1e-6)
+    arguments = ["large", "--maps", "vjp", "--dtypes", "complex64", "--sizes", "256", "2048"]
+    monkeypatch.setattr("sys.argv", arguments)
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(large.main) == 0
+    with open("large.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["n"], row["plan"]) for row in rows] == [("256", "kernels"), ("2048", "products")]
+    assert [bool(row["plan_ms"]) for row in rows] == [False, True]  # without the emulator
+    assert float(rows[1]["plan_ms"]) >= float(rows[1]["products_ms"])
+    capsys.readouterr()
+    assert exit_code(large.main) == 2
+    assert "large.csv exists: name another file with --output" in capsys.readouterr().err
 
 
 def test_counts_of_the_sequences_of_torch():

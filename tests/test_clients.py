@@ -75,3 +75,32 @@ def test_pyro():
 
     ours, theirs = both(run, "torch.linalg.lu_factor")
     assert_close(ours, theirs)
+
+
+def test_normflows():
+    """The likelihood of points under a flow with a dense layer, by its inverse and log|det|."""
+    flows = pytest.importorskip("normflows")
+
+    def run():
+        layers = [flows.flows.InvertibleAffine(4, use_lu=lu).double() for lu in (False, True)]
+        flow = flows.NormalizingFlow(flows.distributions.DiagGaussian(4, trainable=False).double(), layers)
+        points = torch.randn(20, 4, dtype=torch.float64)
+        loss = flow.forward_kld(points) + flow.forward(points).square().mean()
+        return loss, *torch.autograd.grad(loss, [*flow.parameters()])
+
+    ours, theirs = both(run, "torch.slogdet", "torch.inverse")
+    assert_close(ours, theirs)
+
+
+def test_geotorch():
+    """Orthogonal matrices by Cayley's map (I + X/2) (I - X/2)⁻¹ of skew-symmetric ones."""
+    geotorch = pytest.importorskip("geotorch")
+
+    def run():
+        layer = torch.nn.Linear(5, 5, bias=False).double()
+        geotorch.orthogonal(layer, "weight", triv="cayley")
+        weight = layer.weight
+        return weight, *torch.autograd.grad(weight.exp().sum(), layer.parameters())
+
+    ours, theirs = both(run, "torch.linalg.solve")
+    assert_close(ours, theirs)

@@ -60,18 +60,6 @@ def test_second_derivatives(mode, function, expected):
     assert_close(SECOND[mode](function)(A), expected(A))
 
 
-@pytest.mark.xfail(strict=True, reason="PyTorch is wrong here; once it is not, this fails, and can go")
-@pytest.mark.parametrize("mode", ["reverse over forward", "forward over forward"])
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [(lambda A: torch.linalg.slogdet(A).logabsdet, second_of_log), (torch.linalg.det, second_of_det)],
-    ids=["log", "det"],
-)
-def test_second_derivatives_of_torch(mode, function, expected):
-    A = matrix(4, 4)
-    assert_close(SECOND[mode](function)(A), expected(A))
-
-
 def test_third_derivatives_in_every_mode():
     A = matrix(3, 3)
     for function in (lambda A: slogdet(A).logabsdet, det):
@@ -145,6 +133,25 @@ def test_the_gradient_of_det_is_the_adjugate(dtype):
     E = matrix(*A.shape, dtype=dtype)
     tangent = jvp(det, (A.detach(),), (E,))[1]
     assert_close(tangent, (expected.conj().to(dtype) * E).sum((-2, -1)), rtol=0, atol=1e4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("neighbour", [0.0, 1e30, 1e-30, torch.inf, torch.nan])
+def test_no_matrix_changes_the_bits_of_another(neighbour, dtype):
+    A = matrix(9, 6, 6, dtype=dtype)
+    among = torch.cat([torch.full_like(A[:1], neighbour).tril(), A[1:]])
+    results = []
+    for batch in (A, among):
+        batch.requires_grad_()
+        values = det(batch)
+        results.append((values[1:], grad(values, batch, torch.ones_like(values))[0][1:]))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("value", [1e-40, 0.0, 3e38])
+def test_the_gradient_of_a_number_is_one(value):
+    A = torch.tensor([[value]], requires_grad=True)
+    assert grad(det(A), A)[0].item() == 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -253,6 +260,7 @@ def test_errors(name):
         (RuntimeError, torch.ones(2, 3)),
         (NotImplementedError, torch.ones(2, 2, dtype=torch.int64)),
         (NotImplementedError, torch.eye(2).to_sparse()),
+        (NotImplementedError, torch.nested.nested_tensor([torch.eye(2), torch.eye(3)])),
     ):
         with pytest.raises(error, match=rf"^`linalg\.{name}` expects"):
             function(A)

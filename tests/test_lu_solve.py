@@ -50,6 +50,20 @@ def test_values_are_those_of_torch(batch, batch_of_B, dtype, left, adjoint):
 
 
 @every_equation
+@pytest.mark.parametrize("view", [lambda x: x[:, None], lambda x: x[None].movedim(0, 1)], ids=["[:, None]", "movedim"])
+def test_strides_of_single_matrices(view, left, adjoint):
+    """Along a dimension of one matrix: PyTorch's takes that stride for the whole batch's."""
+    problem = system(4, 4, left, (5,), (5,))
+    X = lu_solve(*problem, left=left, adjoint=adjoint)
+    torch.testing.assert_close(lu_solve(*map(view, problem), left=left, adjoint=adjoint), view(X), check_stride=False)
+    LU, pivots, B = problem
+    several = lu_solve(view(LU), view(pivots), B[None].expand(3, 5, 4, 4)[:, :, None], left=left, adjoint=adjoint)
+    torch.testing.assert_close(several, view(X).expand_as(several), check_stride=False)
+    inverse = ops.inverse(*map(view, (LU, LU, pivots)))
+    torch.testing.assert_close(inverse, view(ops.inverse(LU, LU, pivots)), check_stride=False)
+
+
+@every_equation
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 @pytest.mark.parametrize(("batch", "batch_of_B"), BATCHES, ids=str)
 def test_traced_strides_are_the_real_ones(batch, batch_of_B, dtype, left, adjoint):
@@ -376,6 +390,14 @@ class TestErrors:
             torch.linalg.lu_solve(**arguments)
         with pytest.raises(type(torch_error.value), match=f"`linalg.lu_solve` expects .*{message}"):
             lu_solve(**arguments)
+
+    def test_devices_that_differ(self):
+        """PyTorch's reads memory that is not there."""
+        for changed in ({"pivots": self.pivots.to("meta")}, {"B": self.B.to("meta")}):
+            arguments = {"LU": self.LU, "pivots": self.pivots, "B": self.B, **changed}
+            message = f"`linalg.lu_solve` expects LU and {next(iter(changed))} on the same device; got cpu and meta"
+            with pytest.raises(RuntimeError, match=message):
+                lu_solve(**arguments)
 
     @pytest.mark.parametrize(
         ("wrong", "text"), [(0, "greater or equal to 1"), (5, r"smaller or equal to LU.size\(-2\)")]

@@ -46,18 +46,18 @@ def problem():
 
 @pytest.mark.parametrize("sweep", [aten_backend._vjp_sweep_, aten_backend._jvp_sweep_])
 def test_sweeps_in_narrow_blocks_take_two_factorizations(sweep):
-    assert operations(sweep, *problem(), plan.Blocks(8, 8)) == pytest.approx(4 / 3, rel=0.03)
+    assert operations(sweep, *problem(), plan.Widths(8, 8)) == pytest.approx(4 / 3, rel=0.03)
 
 
 def test_solving_with_u_first():
-    assert operations(aten_backend._vjp_sweep_, *problem(), plan.Blocks(8, N)) == pytest.approx(2, rel=0.03)
+    assert operations(aten_backend._vjp_sweep_, *problem(), plan.Widths(8, N)) == pytest.approx(2, rel=0.03)
 
 
 def test_two_spans():
     """The last has the part f of the columns."""
     f = 3 / 8
     expected = 2 - 2 * f**2 * (1 - f)
-    spans = plan.Blocks(8, N - int(f * N))
+    spans = plan.Widths(8, N - int(f * N))
     assert operations(aten_backend._vjp_sweep_, *problem(), spans) == pytest.approx(expected, rel=0.03)
 
 

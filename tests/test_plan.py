@@ -15,7 +15,7 @@ BATCHES = (1, 2, 7, 64, 511, 512, 10_000, 1_000_000)
 
 def test_every_problem_has_a_sweep():
     for device, batch, m, n in itertools.product(("cpu", "cuda"), BATCHES, SIZES, SIZES):
-        sweep = plan.blocks(batch, m, n, torch.float32, device)
+        sweep = plan.widths(batch, m, n, torch.float32, device)
         assert 2 <= sweep.block <= max(sweep.span, min(m, n), 2)
 
 
@@ -32,9 +32,9 @@ def test_small_problems_are_small(dtype, limit, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 @pytest.mark.parametrize("name", ["factor", "vjp", "jvp", "curvature"])
 def test_kernels_serve_their_sizes(name, dtype):
-    limit = plan.ATEN_FROM - 1
-    if name == "factor":
-        limit = 512 if dtype == torch.complex128 else 1024
+    limit = plan.PRODUCTS_FROM.get(name, 1025) - 1
+    if name == "factor" and dtype == torch.complex128:
+        limit = 512
     if name == "curvature" and dtype.is_complex:
         limit = 128
     for m in SIZES:
@@ -42,7 +42,7 @@ def test_kernels_serve_their_sizes(name, dtype):
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                limits = {16: plan.Warp, 32: plan.TwoByTwo, 128: plan.Tile, plan.ATEN_FROM: plan.Sweep}
+                limits = {16: plan.Warp, 128: plan.Tile, limit: plan.Sweep}
                 regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
                 if name == "curvature" and max(m, n) > 16:
                     regime = plan.Curvature
@@ -56,7 +56,7 @@ def test_kernels_serve_their_sizes(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 def test_sums_are_split_where_tiles_are_few(dtype):
-    for m, n in itertools.product((129, 200, 512, 1000, plan.ATEN_FROM - 1), repeat=2):
+    for m, n in itertools.product((129, 200, 512, 1000, plan.PRODUCTS_FROM["vjp"] - 1), repeat=2):
         split = [plan.kernel("vjp", m, n, dtype, batch).split for batch in BATCHES]
         assert split[0]
         assert not split[-1]

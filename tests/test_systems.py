@@ -36,13 +36,6 @@ def test_second_derivatives(mode):
     assert_close(SECOND[mode](lambda A: inv(A) @ b)(A), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="PyTorch is wrong here; once it is not, this fails, and can go")
-@pytest.mark.parametrize("mode", ["reverse over forward", "forward over forward"])
-def test_second_derivatives_of_torch(mode):
-    A, b = matrix(4, 4), matrix(4)
-    assert_close(SECOND[mode](lambda A: torch.linalg.solve(A, b))(A), second_of_solution(A, b))
-
-
 def test_third_derivatives_in_every_mode():
     A = matrix(2, 2)
     for function in (lambda A: solve(A, A.sin()), inv):

@@ -4,7 +4,6 @@ Exit codes: 0, or 1 when a check of `doctor` failed or `bench` met a wrong resul
 cannot be used or output that cannot be written, 130 when interrupted.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,13 @@ from triton_lu.bench import run as bench
 from triton_lu.bench.problems import PROBLEMS, size
 from triton_lu.bench.providers import PROVIDERS
 from triton_lu.cli import demo, doctor
-from triton_lu.command import add_output, dtype_name, duration, exit_code
+from triton_lu.command import Parser, add_output, dtype_name, duration, exit_code
 from triton_lu.validation import DTYPES
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The commands and their options."""
-    result = argparse.ArgumentParser(prog="python -m triton_lu", description=triton_lu.__doc__)
+    result = Parser(prog="python -m triton_lu", description=triton_lu.__doc__)
     result.add_argument("--version", action="version", version=f"triton_lu {triton_lu.__version__}")
     commands = result.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triton_lu import linalg, ops, plan
 from triton_lu._version import __version__
-from triton_lu.api import solution
+from triton_lu.api import by_columns, solution
 from triton_lu.autograd_key import is_differentiated
 from triton_lu.validation import DTYPES, FAMILY, require_family, require_square
 
@@ -35,8 +35,8 @@ def install(only: Collection[str] = FAMILY) -> None:
     torch.linalg.solve ... are made of them), TorchScript, C++ and the backwards of other operators. Forward and
     backward, autograd, torch.func and torch.compile.
 
-    Where nothing is differentiated and the result would be PyTorch's own (whatever is not a determinant, with pivots on
-    a CPU), its own operator runs, and takes 3 µs longer.
+    Where nothing is differentiated and the result would be PyTorch's own (`lu_solve`'s anywhere, and on a CPU,
+    with pivots, all others but `det`'s), its own operator runs, and takes 3 µs longer.
 
     Args:
         only: which of these five; all by default.
@@ -101,11 +101,11 @@ def _lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoi
 
 
 def _slogdet(A: Tensor) -> tuple[Tensor, ...]:
-    return ops.Slogdet.autograd(require_square("linalg.slogdet", A))
+    return ops.Slogdet.autograd(by_columns(require_square("linalg.slogdet", A)))
 
 
 def _det(A: Tensor) -> tuple[Tensor, ...]:
-    return ops.Det.autograd(require_square("linalg.det", A))
+    return ops.Det.autograd(by_columns(require_square("linalg.det", A)))
 
 
 def _solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False) -> tuple[Tensor, ...]:

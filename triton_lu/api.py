@@ -148,12 +148,12 @@ def factorization(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Te
         return ops.factor(computed(name, "a matrix", A), pivot)
 
 
-def inverse(name: str, A: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse and infos; errors are those of the public function of that name."""
-    A = require_square(name, A)
-    with without_autocast(A):
-        LU, pivots, infos = ops.factor(A.detach())
-        return ops.inverse(A, LU, pivots), infos
+def by_columns(A: Tensor) -> Tensor:
+    """Aᵀ in the place of A, which has the same determinant, where LAPACK, which takes columns, would copy A.
+
+    Of complex matrices A, as PyTorch does: a view of a lazy conjugate loses the layout of vmapped tangents (2.14).
+    """
+    return A.mT if A.is_cpu and A.is_contiguous() and not A.is_complex() else A
 
 
 def solution(name: str, A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
@@ -166,6 +166,5 @@ def solution(name: str, A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
     columns = B.unsqueeze(-1) if is_vector else B
     require_right_hand_sides(name, "A", A, columns, left)
     with without_autocast(A):
-        LU, pivots, infos = ops.factor(A.detach())
-        X = ops.solve(A, LU, pivots, columns, left, False)
+        X, LU, pivots, infos = ops.solve_ex(A, columns, left)
     return X.squeeze(-1) if is_vector else X, LU, pivots, infos

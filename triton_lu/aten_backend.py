@@ -64,8 +64,21 @@ def _factored(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.ops.triton_lu.factor(A) if A.is_cuda else factor(A, True)
 
 
+def _in_one_call(A: Tensor) -> bool:
+    """Whether PyTorch's own function factorizes A as it shall be."""
+    return not A.is_cuda and (A.ndim == 2 or not plan.one_by_one(A.shape, A.device.type))
+
+
+def _not_transposed(A: Tensor) -> Tensor:
+    """A, or a copy of it where PyTorch would factorize Aᵀ."""
+    return empty_column_major(A).copy_(A) if A.is_contiguous() and not A.is_complex() else A
+
+
 def slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A -> (sign, log|det A|, LU, pivots)."""
+    if _in_one_call(A):
+        sign, logabsdet, LU, pivots = torch._linalg_slogdet(_not_transposed(A))
+        return sign, logabsdet, LU, pivots
     LU, pivots, _ = _factored(A)
     return *determinant.signed_log(LU, pivots), LU, pivots
 
@@ -76,17 +89,33 @@ def det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return determinant.determinant(LU, pivots), LU, pivots
 
 
+def inv_ex(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A -> (A⁻¹, infos)."""
+    if _in_one_call(A):
+        X, infos = torch.linalg.inv_ex(A)
+        return X, infos
+    LU, pivots, infos = _factored(A)
+    return torch.ops.triton_lu.inverse(A, LU, pivots), infos
+
+
+def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
+    """(A, B) -> (X, LU, pivots, infos)."""
+    LU, pivots, infos = _factored(A)
+    solution = torch.ops.triton_lu.solve if A.is_cuda else solve
+    return solution(A, LU, pivots, B, left, False), LU, pivots, infos
+
+
 # In what follows the derivatives are with respect to A, and the values are found from its factors
 
 
-def adjugate(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """(A, LU, pivots) -> adj(A)."""
-    return determinant.adjugate(LU, pivots)
+def adjugate(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """(A, LU, pivots) -> adj(A), or its conjugate transpose."""
+    return determinant.adjugate(LU, pivots, adjoint)
 
 
-def inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """(A, LU, pivots) -> A⁻¹."""
-    return solving.inverse(LU, pivots)
+def inverse(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """(A, LU, pivots) -> A⁻¹, or A⁻ᴴ."""
+    return solving.inverse(LU, pivots, adjoint)
 
 
 def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -104,13 +133,13 @@ def _block_of_products(name: str, X: Tensor) -> int | None:
     return plan.block_of_products(name, m, n, X.dtype, X.device.type)
 
 
-def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Blocks], None]) -> None:
+def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Widths], None]) -> None:
     """Runs a sweep on X in place, in the blocks of its plan."""
     m, n = X.shape[-2:]
     batch = X.shape[:-2].numel()
     shape = (m, n) if batch == 1 else (batch, m, n)
     with full_precision(X):
-        blocked_(X.view(shape), LU.reshape(shape), plan.blocks(batch, m, n, X.dtype, X.device.type))
+        blocked_(X.view(shape), LU.reshape(shape), plan.widths(batch, m, n, X.dtype, X.device.type))
 
 
 def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
@@ -261,7 +290,7 @@ def _solve(
     return solve_triangular(T, X, upper=upper, left=left, unitriangular=unit, out=X)
 
 
-def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
+def _vjp_sweep_(W: Tensor, B: Tensor, widths: plan.Widths) -> None:
     """W -> X = L⁻ᴴ (tril(Lᴴ W, -1) + triu(W Uᴴ)) U⁻ᴴ in place.
 
     With the strictly lower N = tril(Lᴴ W - triu(W) Uᴴ, -1) U⁻ᴴ that is L⁻ᴴ (N + triu(W)): 2 n³ flops, and the rounding
@@ -347,7 +376,7 @@ def _vjp_block_(W: Tensor, B: Tensor) -> None:
     top.copy_(_solve(BH11, top, workspace, left=True, upper=True, unit=True))
 
 
-def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Blocks) -> None:
+def _jvp_sweep_(W: Tensor, B: Tensor, widths: plan.Widths) -> None:
     """W -> L tril(M, -1) + triu(M) U, M = L⁻¹ W U⁻¹ in place: the factorization's tangent dB, left-looking.
 
     dB is final in the rows and columns 0 before the block J, of index 1; R, of index 2, are those after it.

@@ -1,8 +1,8 @@
 """Measured crossovers, which plans prefer to their own: of this machine, in one small file in the user's cache
-directory, or else of GPUs of its name, in a file that comes with the package.
+directory, or else of GPUs of its name, in a file that the package may ship; so far it ships none.
 
-`python -m triton_lu bench --calibrate` writes the user's file; a process reads it once, when the first plan asks. It
-holds for every machine, named with its versions, whole numbers by name:
+`python -m triton_lu bench --calibrate` writes the user's file; a process reads it once, when the first plan asks. For
+every machine, identified by device and versions, it holds integers by name:
 
     block DTYPE single|batch K              width of the blocks in ATen's sweep for min(m, n) in (K/2, K], K a power
                                             of two

@@ -6,12 +6,20 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 
 class InputError(Exception):
     """What the user gave cannot be used."""
+
+
+class Parser(ArgumentParser):
+    """Complains in one line, without all the options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all options)\n")
 
 
 def exit_code(command: Callable[[], int | None]) -> int:

@@ -1,11 +1,13 @@
 """Determinants and adjugates from A = P L U, in ATen operations."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu.solve import inverse
 
+LARGE = 2.0**120  # a number of every dtype, as is its reciprocal
 MANTISSAS = 64  # whose product, at least 2⁻⁶⁴ and at most 2³², no dtype rounds to zero or infinity
 
 
@@ -17,24 +19,46 @@ def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
 
 def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
-    diagonal = LU.diagonal(dim1=-2, dim2=-1)
-    if not LU.is_cuda and _is_moderate(diagonal):  # a look at it on a GPU would synchronize it
-        return _product_in_double(diagonal).mul_(_parity(pivots)).to(LU.dtype)
-    return _scaled(*_product(diagonal)) * _parity(pivots)
+    in_double = _product_in_double(LU, pivots)
+    if in_double is not None:
+        product, is_safe = in_double
+        if is_safe.all():
+            return product.to(LU.dtype)
+    result = _scaled(*_product(LU.diagonal(dim1=-2, dim2=-1))) * _parity(pivots)
+    return result if in_double is None else torch.where(is_safe, product.to(LU.dtype), result)
 
 
-def adjugate(LU: Tensor, pivots: Tensor) -> Tensor:
-    """adj(P L U), column-major: det(A) A⁻¹, or its limit where U has zeros on its diagonal."""
+def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """adj(P L U), or its conjugate transpose, column-major.
+
+    It is det(A) A⁻¹, or the limit of that where U has zeros on its diagonal.
+    """
+    X = inverse(LU, pivots, adjoint)
+    if LU.shape[-1] == 1:
+        return X.fill_(1)
+    in_double = _product_in_double(LU, pivots)
+    if in_double is not None:
+        product, is_safe = in_double
+        size = product.abs()
+        is_safe &= (size > 1 / LARGE) & (size < LARGE)
+        in_dtype = product.to(LU.dtype)
+        if is_safe.all():
+            return X.mul_((in_dtype.conj() if adjoint else in_dtype)[..., None, None])
     diagonal = LU.diagonal(dim1=-2, dim2=-1)
-    if not LU.is_cuda and _is_moderate(diagonal):
-        return inverse(LU, pivots).mul_((_product_in_double(diagonal) * _parity(pivots))[..., None, None])
     is_zero = diagonal == 0
     mantissa, exponent = _product(diagonal)
-    factor = (mantissa * _parity(pivots))[..., None, None]
-    regular = _scaled(inverse(LU, pivots) * factor, exponent[..., None, None])
+    factor, powers = mantissa * _parity(pivots), [*_powers_of_two(exponent, LU.dtype)]
+    if in_double is not None:  # a matrix has the same bits whatever the others are
+        factor = torch.where(is_safe, in_dtype, factor)
+        powers = [torch.where(is_safe, 1, power) for power in powers]
+    for number in (factor.conj_physical() if adjoint else factor, *powers):
+        X.mul_(number[..., None, None])
     if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):
-        return regular
-    return torch.where(is_zero.any(-1)[..., None, None], _adjugate_of_singular(LU, pivots, is_zero), regular)
+        return X
+    singular = _adjugate_of_singular(LU, pivots, is_zero)
+    if adjoint:
+        singular = singular.mT.conj_physical()
+    return torch.where(is_zero.any(-1)[..., None, None], singular, X, out=X)
 
 
 def _adjugate_of_singular(LU: Tensor, pivots: Tensor, is_zero: Tensor) -> Tensor:
@@ -67,17 +91,25 @@ def _parity(pivots: Tensor) -> Tensor:
     return 1 - 2 * ((pivots != steps).sum(-1) & 1)
 
 
-def _is_moderate(x: Tensor) -> bool:
-    """Whether no product of some of the entries over- or underflows in double precision."""
-    return x.numel() == 0 or x.abs().log2_().abs_().sum(-1).max().item() < 1000
-
-
-def _product_in_double(x: Tensor) -> Tensor:
-    return x.prod(-1, dtype=torch.complex128 if x.is_complex() else torch.float64)
+def _product_in_double(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor] | None:
+    """det(P L U) on a CPU as the product of U's diagonal; and where no product of some of it can over- or underflow."""
+    if LU.is_cuda or LU.numel() == 0:  # a look at them on a GPU would synchronize it
+        return None
+    n = LU.shape[-1]
+    diagonal = LU.numpy().diagonal(axis1=-2, axis2=-1).reshape(-1, n).T  # [n, batch]: sums are over rows
+    diagonal = diagonal.astype(np.result_type(diagonal, np.float64), order="C")
+    _, exponents = np.frexp(np.abs(diagonal))
+    is_safe = np.abs(exponents).sum(0) <= 1000 - n
+    exchanges = (np.arange(1, n + 1)[:, None] != pivots.numpy().reshape(-1, n).T).sum(0)
+    with np.errstate(all="ignore"):
+        product = diagonal.prod(0) * (1 - 2 * (exchanges & 1))
+    batch = LU.shape[:-2]
+    return torch.from_numpy(product.reshape(batch)), torch.from_numpy(is_safe.reshape(batch))
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:
     """The product over the last dimension as a number of moderate size and a power of two."""
+    x = x.contiguous()
     exponents = torch.zeros(x.shape[:-1], dtype=torch.int32, device=x.device)
     while True:
         parts = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x.unsqueeze(-1)
@@ -90,9 +122,15 @@ def _product(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(x: Tensor, exponent: Tensor) -> Tensor:
-    """x 2^exponent, in two factors: the power alone may overflow."""
-    real = x.dtype.to_real()
+    """x 2^exponent."""
+    first, second = _powers_of_two(exponent, x.dtype)
+    return x * first * second
+
+
+def _powers_of_two(exponent: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """2^exponent in two factors: the power alone may overflow."""
+    real = dtype.to_real()
     most = 1023 if real == torch.float64 else 127
     half = (exponent // 2).clamp(-most, most)
     rest = (exponent - half).clamp(-most, most)
-    return x * half.to(real).exp2() * rest.to(real).exp2()
+    return half.to(real).exp2(), rest.to(real).exp2()

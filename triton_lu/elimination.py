@@ -1,10 +1,10 @@
 """Gaussian elimination without exchanges of rows on a CPU, where LAPACK has no routine for it.
 
-LAPACK exchanges nothing where it finds the largest entry of a column on the diagonal. So panels of `plan.PIVOTS`
-columns go to it in double precision, their rows scaled by falling powers of two, which is exact: D A = (D L D⁻¹) (D U),
-and entries of L up to 2¹⁶ to the power of their distance from the diagonal become at most 1. Panels that have larger
-ones, a pivot of zero, or numbers that would leave the range of double precision when scaled are eliminated column by
-column in NumPy, which takes up to ten times as long.
+LAPACK exchanges nothing where it finds the largest entry of a column on the diagonal. So panels of
+`plan.UNPIVOTED_PANEL` columns go to it in double precision, their rows scaled by falling powers of two, which is exact:
+D A = (D L D⁻¹) (D U), and entries of L up to 2¹⁶ to the power of their distance from the diagonal become at most 1.
+Panels that have larger ones, a pivot of zero, or numbers that would leave the range of double precision when scaled are
+eliminated column by column in NumPy, which takes up to ten times as long.
 """
 
 from functools import lru_cache
@@ -17,9 +17,9 @@ from torch.linalg import solve_triangular
 
 from triton_lu import plan
 
-FALL = 2.0**-16  # the scale of a row over that of the row above: 2⁻⁵¹² at the end of a panel
+ROW_SCALE = 2.0**-16  # the scale of a row over that of the row above: 2⁻⁵¹² at the end of a panel
 SMALLEST = {np.dtype(np.float64): 2.0**-160, np.dtype(np.float32): 2.0**-126}
-"""Least pivot in a scaled panel. In double precision also the least number, and its reciprocal the largest one: scaled
+"""Least pivot in a scaled panel. In double precision all entries, too, lie between this and its reciprocal: scaled
 products of two are normal numbers then."""
 
 
@@ -42,8 +42,8 @@ def _eliminate_(A: Tensor) -> None:
     """Recursive in the columns: [A₁ A₂] -> L\\U."""
     m, n = A.shape[-2:]
     k = min(m, n)
-    h = min(k, max(plan.PIVOTS, k // 2 // plan.PIVOTS * plan.PIVOTS))
-    (_eliminate_panel_ if h <= plan.PIVOTS else _eliminate_)(A[..., :h])
+    h = min(k, max(plan.UNPIVOTED_PANEL, k // 2 // plan.UNPIVOTED_PANEL * plan.UNPIVOTED_PANEL))
+    (_eliminate_panel_ if h <= plan.UNPIVOTED_PANEL else _eliminate_)(A[..., :h])
     if h == n:
         return
     A12 = A[..., :h, h:]
@@ -58,7 +58,7 @@ def _eliminate_(A: Tensor) -> None:
 
 
 def _eliminate_panel_(A: Tensor) -> None:
-    """[..., m, k] with k <= m and k <= `plan.PIVOTS`, in one call."""
+    """[..., m, k] with k <= m and k <= `plan.UNPIVOTED_PANEL`, in one call."""
     k = A.shape[-1]
     X = A.mT.numpy()
     reals = X.view(X.real.dtype)
@@ -100,7 +100,7 @@ class _Scales(NamedTuple):
 
 @lru_cache(maxsize=128)
 def _scales(k: int, is_complex: bool) -> _Scales:
-    d = FALL ** np.arange(k + 1.0)
+    d = ROW_SCALE ** np.arange(k + 1.0)
     below, d = d[k], d[:k]
     parts = 2 if is_complex else 1
     unscale = np.where(np.tri(k, dtype=bool), 1, d[:, None]) / d

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from triton_lu import ops
-from triton_lu.api import factorization, inverse, lu_unpack, solution
+from triton_lu.api import by_columns, factorization, lu_unpack, solution
 from triton_lu.autograd_key import below_autograd, without_autocast
 from triton_lu.return_types import (
     linalg_inv_ex,
@@ -159,7 +159,7 @@ def slogdet(A: Tensor, *, out: Sequence[Tensor] | None = None) -> linalg_slogdet
     name = "linalg.slogdet"
     A = require_square(name, A)
     with without_autocast(A):
-        sign, logabsdet, _, _ = ops.slogdet(A)
+        sign, logabsdet, _, _ = ops.slogdet(by_columns(A))
     return linalg_slogdet(_written(name, (sign, logabsdet), out))
 
 
@@ -184,7 +184,7 @@ def det(A: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     A = require_square("linalg.det", A)
     with without_autocast(A):
-        value, _, _ = ops.det(A)
+        value, _, _ = ops.det(by_columns(A))
     return _written("linalg.det", (value,), None if out is None else (out,))[0]
 
 
@@ -202,7 +202,7 @@ def logdet(A: Tensor) -> Tensor:
     name = "linalg.logdet"
     A = require_square(name, A)
     with without_autocast(A):
-        sign, logabsdet, _, _ = ops.slogdet(A)
+        sign, logabsdet, _, _ = ops.slogdet(by_columns(A))
     if A.is_complex():
         return sign.log() + logabsdet
     return torch.where(sign == -1, torch.nan, logabsdet)
@@ -274,9 +274,12 @@ def inv(A: Tensor, *, out: Tensor | None = None) -> Tensor:
         tensor([[-3.0000,  1.0000],
                 [ 2.0000, -0.5000]])
     """
-    X, infos = inverse("linalg.inv", A)
-    ops.check(infos, "linalg.inv")
-    return _written("linalg.inv", (X,), None if out is None else (out,))[0]
+    name = "linalg.inv"
+    A = require_square(name, A)
+    with without_autocast(A):
+        X, infos = ops.inv_ex(A)
+    ops.check(infos, name)
+    return _written(name, (X,), None if out is None else (out,))[0]
 
 
 @overridable
@@ -290,11 +293,14 @@ def inv_ex(A: Tensor, *, check_errors: bool = False, out: Sequence[Tensor] | Non
         >>> triton_lu.linalg.inv_ex(torch.zeros(2, 2)).info
         tensor(1, dtype=torch.int32)
     """
-    require_bool("linalg.inv_ex", "check_errors", check_errors)
-    X, infos = inverse("linalg.inv_ex", A)
+    name = "linalg.inv_ex"
+    require_bool(name, "check_errors", check_errors)
+    A = require_square(name, A)
+    with without_autocast(A):
+        X, infos = ops.inv_ex(A)
     if check_errors:
-        ops.check(infos, "linalg.inv_ex")
-    return linalg_inv_ex(_written("linalg.inv_ex", (X, infos), out))
+        ops.check(infos, name)
+    return linalg_inv_ex(_written(name, (X, infos), out))
 
 
 def _written(name: str, results: tuple[Tensor, ...], out: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
@@ -344,4 +350,6 @@ def _require_system(name: str, LU: Tensor, pivots: Tensor, B: Tensor, left: bool
             f"`{name}` expects pivots of dtype torch.int32 and shape {tuple(LU.shape[:-1])}; "
             f"got {pivots.dtype} and {tuple(pivots.shape)}"
         )
+    if pivots.device != LU.device:
+        raise RuntimeError(f"`{name}` expects LU and pivots on the same device; got {LU.device} and {pivots.device}")
     require_right_hand_sides(name, "LU", LU, B, left)

@@ -28,7 +28,7 @@ def _array(X: Tensor) -> Array:
 
 @lru_cache(maxsize=256)
 def _triangles(m: int, n: int) -> tuple[Array, Array, Array]:
-    """Masks of an m×n matrix: strictly below the diagonal, and of the first min(m, n) columns that and the rest.
+    """Masks: below the diagonal of an m×n matrix, and below it and not below it in the first min(m, n) columns.
 
     Column-major, like the factors that they are applied to.
     """

@@ -27,7 +27,8 @@ time, and derivatives are with respect to A itself,
 
     d log det A = tr(A⁻¹ dA),   d det A = tr(adj(A) dA),   d A⁻¹ = -A⁻¹ dA A⁻¹,   d X = solve(dB - dA X),
 
-where the inverse, the adjugate and the solution are operators on A, with LU and pivots beside it.
+where the inverse, the adjugate and the solution are operators on A, with LU and pivots beside it. `solve_ex` and
+`inv_ex` factorize too.
 """
 
 from functools import reduce
@@ -37,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triton_lu import plan
 from triton_lu import solve as solving
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
 from triton_lu.precision import full_precision
@@ -301,7 +303,7 @@ class Slogdet(Operator):
         if G is None:
             return None, None
         with without_autocast(G):
-            return None, G[..., None, None] * inverse(A, LU, pivots).mH
+            return None, G[..., None, None] * _adjoint(inverse, A, LU, pivots)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
@@ -336,7 +338,7 @@ class Det(Operator):
     @staticmethod
     def backward(ctx: Any, G: Tensor, *_: None) -> tuple[Any, ...]:
         with without_autocast(G):
-            return None, G[..., None, None] * adjugate(*ctx.saved_tensors).mH
+            return None, G[..., None, None] * _adjoint(adjugate, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
@@ -346,22 +348,24 @@ class Det(Operator):
 
 
 class Adjugate(Operator):
-    """(A, LU, pivots) -> C = adj(A), of singular matrices too; its derivative, with X = A⁻¹, only of regular ones:
+    """(A, LU, pivots) -> C = adj(A), of singular matrices too, or adj(A)ᴴ; its derivative, with X = A⁻¹, only of
+    regular ones:
 
     d C = tr(X dA) C - X dA C, and NaN where A is singular.
     """
 
-    schema = "adjugate(Tensor A, Tensor LU, Tensor pivots) -> Tensor"
+    schema = "adjugate(Tensor A, Tensor LU, Tensor pivots, bool adjoint=False) -> Tensor"
     matrix = 0
 
     @staticmethod
-    def shapes(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+    def shapes(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool = False) -> Tensor:
         return empty_column_major(A)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:], output)
-        ctx.save_for_forward(*inputs[1:], output)
+        _, *tensors, ctx.adjoint = inputs
+        ctx.save_for_backward(*tensors, output)
+        ctx.save_for_forward(*tensors, output)
 
     @staticmethod
     def _inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
@@ -372,45 +376,97 @@ class Adjugate(Operator):
     @classmethod
     def backward(cls, ctx: Any, G: Tensor) -> tuple[Any, ...]:
         A, LU, pivots, C = ctx.saved_tensors
+        if ctx.adjoint:
+            C, G = C.mH, G.mH
         with without_autocast(G), full_precision(G):
             XH = cls._inverse(A, LU, pivots).mH
-            return None, _trace(C.mH, G)[..., None, None] * XH - XH @ G @ C.mH, None, None
+            return None, _trace(C.mH, G)[..., None, None] * XH - XH @ G @ C.mH, None, None, None
 
     @classmethod
     def jvp(cls, ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
         A, LU, pivots, C = ctx.saved_tensors
         with tangent_mode(), full_precision(dA):
             X, C = cls._inverse(primal(A), LU, pivots), primal(C)
-            return _trace(X, dA)[..., None, None] * C - X @ dA @ C
+            if ctx.adjoint:
+                C = C.mH
+            dC = _trace(X, dA)[..., None, None] * C - X @ dA @ C
+            return dC.mH if ctx.adjoint else dC
 
 
 class Inverse(Operator):
-    """(A, LU, pivots) -> X = A⁻¹: d X = -X dA X."""
+    """(A, LU, pivots) -> X = A⁻¹, or A⁻ᴴ: d X = -X dA X, or -X dAᴴ X."""
 
-    schema = "inverse(Tensor A, Tensor LU, Tensor pivots) -> Tensor"
+    schema = "inverse(Tensor A, Tensor LU, Tensor pivots, bool adjoint=False) -> Tensor"
     matrix = 0
 
     @staticmethod
-    def shapes(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+    def shapes(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool = False) -> Tensor:
         return empty_column_major(A)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.adjoint = inputs[-1]
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
         (X,) = ctx.saved_tensors
-        with without_autocast(G), full_precision(G):
-            return None, (X.mH @ G @ X.mH).neg(), None, None
+        with without_autocast(G):
+            A_grad = _change_of_inverse(X, G.mH) if ctx.adjoint else _change_of_inverse(X.mH, G)
+            return None, A_grad, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
         (X,) = ctx.saved_tensors
-        with tangent_mode(), full_precision(dA):
-            X = primal(X)
-            return (X @ dA @ X).neg()
+        with tangent_mode():
+            return _change_of_inverse(primal(X), dA.mH if ctx.adjoint else dA)
+
+
+class InvEx(Operator):
+    """A -> (A⁻¹, infos), as `inverse` with a factorization."""
+
+    schema = "inv_ex(Tensor A) -> (Tensor inverse, Tensor infos)"
+    matrix = 0
+
+    @staticmethod
+    def shapes(A: Tensor) -> tuple[Tensor, Tensor]:
+        return empty_column_major(A), A.new_empty(A.shape[:-2], dtype=torch.int32)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        X, infos = output
+        ctx.mark_non_differentiable(infos)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(X)
+        ctx.save_for_forward(X)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor | None, _: None) -> tuple[Any, ...]:
+        (X,) = ctx.saved_tensors
+        if G is None:
+            return None, None
+        with without_autocast(G):
+            return None, _change_of_inverse(X.mH, G)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
+        (X,) = ctx.saved_tensors
+        with tangent_mode():
+            return _change_of_inverse(primal(X), dA), None
+
+
+def _adjoint(function: Any, A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
+    """A⁻ᴴ or adj(A)ᴴ, without the copy that would make A⁻¹ of it where it is found first."""
+    if plan.inverse_by_adjoint(A.shape[-1], A.device.type):
+        return function(A, LU, pivots, True)
+    return function(A, LU, pivots).mH
+
+
+def _change_of_inverse(X: Tensor, dA: Tensor) -> Tensor:
+    """-X dA X."""
+    with full_precision(X):
+        return (X @ dA @ X).neg()
 
 
 def _trace(X: Tensor, Y: Tensor) -> Tensor:
@@ -432,37 +488,89 @@ class Solve(Operator):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, A, LU, pivots, B, *ctx.equation = inputs
-        ctx.shape = B.shape
-        saved = (A, LU, pivots, output) if A.requires_grad else (A, LU, pivots)
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(A, LU, pivots, output)
+        _save_solution(ctx, A, LU, pivots, B, output)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
-        A, LU, pivots, *solution = ctx.saved_tensors
-        left, adjoint = ctx.equation
-        with without_autocast(G):
-            W = solve(A, LU, pivots, G, left, not adjoint)
-            A_grad = None
-            if ctx.needs_input_grad[1]:
-                (X,) = solution
-                A_grad = solving.solve_gradient(LU, pivots, X, W, left, adjoint)
-            B_grad = W.sum_to_size(ctx.shape) if ctx.needs_input_grad[4] else None
-            return None, A_grad, None, None, B_grad, None, None
+        A_grad, B_grad = _solution_gradients(ctx, G, needs_A=ctx.needs_input_grad[1], needs_B=ctx.needs_input_grad[4])
+        return None, A_grad, None, None, B_grad, None, None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor | None, __: None, ___: None, dB: Tensor | None, *____: None) -> Tensor:
-        A, LU, pivots, X = ctx.saved_tensors
-        left, adjoint = ctx.equation
-        with tangent_mode():
-            change = None
-            if dA is not None:
-                X, dA = primal(X), dA.mH if adjoint else dA
-                with full_precision(X):
-                    change = (dA @ X if left else X @ dA).neg()
-            elif dB is not None:
-                dB = dB.expand_as(X)
-            return solve(primal(A), LU, pivots, _total(change, dB), left, adjoint)
+        return _solution_tangent(ctx, dA, dB)
+
+
+class SolveEx(Operator):
+    """(A, B) -> (X, LU, pivots, infos), X as `solve` with a factorization; LU and pivots have no derivative."""
+
+    schema = "solve_ex(Tensor A, Tensor B, bool left) -> (Tensor result, Tensor LU, Tensor pivots, Tensor infos)"
+    matrix = 1
+
+    @staticmethod
+    def shapes(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
+        LU, pivots, infos = empty_factors(A)
+        return LuSolve.shapes(LU, pivots, B, left, False), LU, pivots, infos
+
+    @classmethod
+    def batching(cls, op: torch._ops.OpOverload, info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        """As two operators, so that A is factored once, whether there are many of it or of B."""
+        (of_A, of_B, *_), (A, B, left) = in_dims, args
+        LU, pivots, infos = factor(A.detach() if of_A is None else A.detach().movedim(of_A, 0))
+        first = None if of_A is None else 0
+        X, _ = LuSolve.batching(solve, info, (of_A, first, first, of_B), A, LU, pivots, B, left, False)
+        return (X, LU, pivots, infos), (0, first, first, first)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, A, B, left = inputs
+        ctx.equation = left, False
+        X, LU, pivots, infos = output
+        ctx.mark_non_differentiable(LU, pivots, infos)
+        ctx.set_materialize_grads(False)
+        _save_solution(ctx, A, LU, pivots, B, X)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if G is None:
+            return None, None, None, None
+        A_grad, B_grad = _solution_gradients(ctx, G, needs_A=ctx.needs_input_grad[1], needs_B=ctx.needs_input_grad[2])
+        return None, A_grad, B_grad, None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor | None, dB: Tensor | None, *__: None) -> tuple[Any, ...]:
+        return _solution_tangent(ctx, dA, dB), None, None, None
+
+
+def _save_solution(ctx: Any, A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, X: Tensor) -> None:
+    ctx.shape = B.shape
+    ctx.save_for_backward(*((A, LU, pivots, X) if A.requires_grad else (A, LU, pivots)))
+    ctx.save_for_forward(A, LU, pivots, X)
+
+
+def _solution_gradients(ctx: Any, G: Tensor, *, needs_A: bool, needs_B: bool) -> tuple[Tensor | None, Tensor | None]:
+    A, LU, pivots, *solution = ctx.saved_tensors
+    left, adjoint = ctx.equation
+    with without_autocast(G):
+        W = solve(A, LU, pivots, G, left, not adjoint)
+        A_grad = None
+        if needs_A:
+            (X,) = solution
+            A_grad = solving.solve_gradient(LU, pivots, X, W, left, adjoint)
+        return A_grad, W.sum_to_size(ctx.shape) if needs_B else None
+
+
+def _solution_tangent(ctx: Any, dA: Tensor | None, dB: Tensor | None) -> Tensor:
+    A, LU, pivots, X = ctx.saved_tensors
+    left, adjoint = ctx.equation
+    with tangent_mode():
+        change = None
+        if dA is not None:
+            X, dA = primal(X), dA.mH if adjoint else dA
+            with full_precision(X):
+                change = (dA @ X if left else X @ dA).neg()
+        elif dB is not None:
+            dB = dB.expand_as(X)
+        return solve(primal(A), LU, pivots, _total(change, dB), left, adjoint)
 
 
 def _solved_batch(
@@ -528,14 +636,14 @@ class Check(Operator):
     @classmethod
     def run(cls, *args: Any, on_cuda: bool) -> None:
         infos, name = args
-        if infos.any():
+        if infos.any() if infos.ndim else infos.item():  # in a tenth of the time
             flat = infos.flatten()
             element = int(flat.nonzero()[0])
             pivot = int(flat[element])
             where = "" if infos.ndim == 0 else f"batch element {_position(element, infos.shape)}: "
             raise torch.linalg.LinAlgError(
                 f"`{name}`: {where}U[{pivot}, {pivot}] (counting from 1) is exactly zero: the matrix is singular. "
-                "Ask for the infos to factorize without this error"
+                "Functions that return infos do not raise"
             )
 
 
@@ -547,4 +655,6 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
 factor, vjp, jvp, curvature, mixed, lu_solve, lu_solve_vjp, permutation, check = register(
     Factor, Vjp, Jvp, Curvature, Mixed, LuSolve, LuSolveVjp, Permutation, Check
 )
-slogdet, det, adjugate, inverse, solve = register(Slogdet, Det, Adjugate, Inverse, Solve)
+slogdet, det, adjugate, inverse, inv_ex, solve, solve_ex = register(
+    Slogdet, Det, Adjugate, Inverse, InvEx, Solve, SolveEx
+)

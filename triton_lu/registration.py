@@ -91,9 +91,10 @@ class Operator(DerivativeRule):
 
 
 prepared_calls: dict[Hashable, Callable[..., Any] | None] = {}
-"""Calls of operators on kernels, by all that decides what they allocate and launch; None of those made once so far."""
+"""Calls of operators on kernels, by all that decides what they allocate and launch: as `launch.prepare` returns them,
+None of those made once so far."""
 
-MOST = 4096  # of them, at some kilobytes each
+MOST_PREPARED = 4096  # of them, at some kilobytes each
 
 
 def _key(name: str, choice: str, args: tuple[Any, ...]) -> Hashable:
@@ -117,7 +118,7 @@ def _run_and_prepare(key: Hashable, name: str, args: tuple[Any, ...]) -> Any:
         result, prepared = launch.prepare(function, args)
     else:
         result = function(*args)
-        if len(prepared_calls) >= MOST:
+        if len(prepared_calls) >= MOST_PREPARED:
             prepared_calls.clear()
     prepared_calls[key] = prepared
     return result
@@ -134,8 +135,9 @@ def _register(operator: type[Operator]) -> torch._ops.OpOverload:
     _library.define(operator.schema, alias_analysis, tags=(torch.Tag.pt2_compliant_tag, *operator.tags))
     op = getattr(torch.ops.triton_lu, name).default
     operator.defaults = tuple(argument.default_value for argument in op._schema.arguments)
-    for key in ("CPU", "CUDA"):
-        _library.impl(name, partial(operator.run, on_cuda=key == "CUDA"), key)
+    implementations = {key: partial(operator.run, on_cuda=key == "CUDA") for key in ("CPU", "CUDA")}
+    for key, implementation in implementations.items():
+        _library.impl(name, implementation, key)
     torch.library.register_fake(op, operator.shapes, lib=_library)
     torch.library.register_vmap(op, partial(operator.batching, op), lib=_library)
     if operator.autocast:
@@ -145,9 +147,9 @@ def _register(operator: type[Operator]) -> torch._ops.OpOverload:
         torch.fx.node.has_side_effect(op)
     OPERATORS[op] = operator
     if operator.is_composite:
-        operator.autograd = composite_key(op, getattr(aten_backend, name))
+        _library.impl(name, composite_key(op, getattr(aten_backend, name)), "Autograd")
     elif operator.backward is not DerivativeRule.backward:
-        operator.autograd = autograd_key(op, operator)
-    if hasattr(operator, "autograd"):
-        _library.impl(name, operator.autograd, "Autograd")
+        kernel = autograd_key(op, operator, implementations)
+        operator.autograd = partial(kernel, None)
+        _library.impl(name, kernel, "Autograd", with_keyset=True)
     return op

@@ -21,8 +21,10 @@ def permutation(pivots: Tensor, m: int) -> Tensor:
 
 
 def of_batch(pivots: Tensor, m: int, *, inverse: bool = False) -> Tensor:
-    """The same as one vector, in which the rows of matrix i are numbered from i m on. The inverse: row i of P X is row
-    permutation[i] of X."""
+    """`permutation` of a batch as one vector, in which the rows of matrix i are numbered from i m on.
+
+    The inverse: row i of P X is row permutation[i] of X.
+    """
     if pivots.is_cuda:  # where the operator may be a kernel
         order = torch.ops.triton_lu.permutation(pivots, m)
         return _number(order.view(pivots.shape[:-1].numel(), m), inverse=inverse, stride=m)

@@ -26,7 +26,7 @@ def _batched(op: torch._ops.OpOverload, core_ndim: int) -> None:
 
 
 for _op, _operator in OPERATORS.items():
-    if _op not in (ops.lu_solve, ops.lu_solve_vjp, ops.solve):
+    if _op not in (ops.lu_solve, ops.lu_solve_vjp, ops.solve, ops.solve_ex):
         _batched(_op, _operator.core_ndim)
 _batched(torch.ops.aten.lu_unpack.default, 2)  # PyTorch 2.11 and 2.12 have none; a rule of PyTorch's own has priority
 
@@ -50,6 +50,11 @@ def _systems(LU: Any, B: Any, left: bool) -> list[tuple[list[Any], list[Any]]]:
 @register_sharding(ops.solve)
 def _solve(A: Any, LU: Any, pivots: Any, B: Any, left: bool, adjoint: bool) -> list[tuple[list[Any], list[Any]]]:
     return [(result, [of_LU, of_LU, *rest]) for result, (of_LU, *rest) in _systems(LU, B, left)]
+
+
+@register_sharding(ops.solve_ex)
+def _solve_ex(A: Any, B: Any, left: bool) -> list[tuple[list[Any], list[Any]]]:
+    return [([of_X, of_A, of_A, of_A], [of_A, of_B, None]) for (of_X,), (of_A, _, of_B, *_) in _systems(A, B, left)]
 
 
 @register_sharding(ops.lu_solve_vjp)

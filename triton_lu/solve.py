@@ -17,17 +17,29 @@ def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -
     """X with A X = B, or X A = B where not left, or Aᴴ in the place of A, laid out as PyTorch does it."""
     batch = LU.shape[:-2]
     if batch == B.shape[:-2] and (left or not B.is_complex()):  # that would be a lazy conjugate
-        return torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
+        return _lu_solve(LU, pivots, B, left=left, adjoint=adjoint)
     batch = torch.broadcast_shapes(batch, B.shape[:-2])
     B = B.expand(*batch, *B.shape[-2:])
     X = empty_solution(B, left).copy_(B)
     columns = X if left else X.conj_physical_().mT  # Aᴴ Xᴴ = Bᴴ
     system = _System(LU, pivots, columns.shape)
     folded = system.fold(columns)
-    torch.linalg.lu_solve(system.LU, system.pivots, folded, adjoint=adjoint is left, out=folded)
+    _lu_solve(system.LU, system.pivots, folded, adjoint=adjoint is left, out=folded)
     if folded.data_ptr() != X.data_ptr():
         columns.copy_(system.unfold(folded))
     return X if left else X.conj_physical_()
+
+
+def _lu_solve(
+    LU: Tensor, pivots: Tensor, B: Tensor, left: bool = True, adjoint: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """PyTorch's, which takes the stride of the last batch dimension for that of all matrices, also where there is one
+    matrix along it, and any stride (2.14): here of batches that are contiguous."""
+    if LU.ndim > 3:
+        columns = LU.mT
+        LU, pivots = (x.reshape(-1).view(x.shape) for x in (columns, pivots))
+        LU = LU.mT
+    return torch.linalg.lu_solve(LU, pivots, B, left=left, adjoint=adjoint, out=out)
 
 
 def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -41,15 +53,15 @@ def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool,
         X, W = W, X
     system = _System(LU, pivots, X.shape)
     with full_precision(X):
-        return (system.fold(W) @ _mH(system.fold(X))).view(LU.shape).neg()
+        return (system.fold(W).neg() @ _mH(system.fold(X))).view(LU.shape)
 
 
-def inverse(LU: Tensor, pivots: Tensor) -> Tensor:
-    """A⁻¹, column-major."""
+def inverse(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """A⁻¹, or A⁻ᴴ, column-major."""
     identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device).expand_as(LU)
-    if not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
-        return torch.linalg.lu_solve(LU, pivots, identity)
-    X = torch.linalg.lu_solve(LU, pivots, identity, adjoint=True).mT
+    if adjoint or not plan.inverse_by_adjoint(LU.shape[-1], LU.device.type):
+        return _lu_solve(LU, pivots, identity, adjoint=adjoint)
+    X = _lu_solve(LU, pivots, identity, adjoint=True).mT
     return empty_column_major(X).copy_(X).conj_physical_()
 
 

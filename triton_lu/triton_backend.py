@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton_lu_kernels import curvature as curvature_kernel
 from triton_lu_kernels import factor as factor_kernel
-from triton_lu_kernels import factor_blocks, sweep, tile, two_by_two, warp
+from triton_lu_kernels import factor_blocks, sweep, tile, warp
 from triton_lu_kernels import inverse as inverse_kernel
 from triton_lu_kernels import lu_solve as lu_solve_kernel
 from triton_lu_kernels import permutation as permutation_kernel
@@ -59,14 +59,20 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     return _map("curvature", empty_row_major(Y), D, pivots, Y)
 
 
-def inverse(A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
-    """A⁻¹ from the factors of A, whose values are not read."""
+def inv_ex(A: Tensor) -> tuple[Tensor, Tensor]:
+    """A -> (A⁻¹, infos)."""
+    LU, pivots, infos = factor(A, True)
+    return inverse(A, LU, pivots, False), infos
+
+
+def inverse(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
+    """A⁻¹, or A⁻ᴴ, from the factors of A, whose values are not read."""
     chosen = _planned("inverse", LU)
     X = empty_column_major(LU)
     LU = _within_32_bits(LU)
     with _launching(LU):
         inverse_kernel.inverse_transpose(X.mT, LU, pivots, **vars(chosen))
-    return X
+    return empty_column_major(X).copy_(X.mH) if adjoint else X
 
 
 def lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -86,15 +92,18 @@ def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint:
     return lu_solve(LU, pivots, B, left, adjoint)
 
 
+def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
+    """(A, B) -> (X, LU, pivots, infos)."""
+    LU, pivots, infos = factor(A, True)
+    return solve(A, LU, pivots, B, left, False), LU, pivots, infos
+
+
 def permutation(pivots: Tensor, m: int) -> Tensor:
     """pivots -> the order of the rows."""
     order = pivots.new_empty((*pivots.shape[:-1], m), dtype=torch.int64)
     with _launching(pivots):
         permutation_kernel.permutation(order, pivots, **vars(plan.ORDER))
     return order
-
-
-_REGIMES = {plan.Warp: warp, plan.TwoByTwo: two_by_two, plan.Tile: tile}
 
 
 def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tensor:
@@ -106,8 +115,10 @@ def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tenso
         elif isinstance(chosen, plan.Sweep):
             workspace = sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
             sweep.evaluate(name, out, LU, pivots, X, *workspace, **vars(chosen))
+        elif isinstance(chosen, plan.Tile):
+            tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), **vars(chosen))
         else:
-            _REGIMES[type(chosen)].evaluate(name, out, LU, pivots, X, **vars(chosen))
+            warp.evaluate(name, out, LU, pivots, X, **vars(chosen))
     return out
 
 

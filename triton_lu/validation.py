@@ -47,8 +47,9 @@ def computed(name: str, what: str, X: Tensor) -> Tensor:
 def require_tensor(name: str, argument: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"`{name}` expects {argument} to be a torch.Tensor; got {type_name(x)}")
-    if x.layout != torch.strided:
-        raise NotImplementedError(f"`{name}` expects {argument} to be dense (torch.strided); got {x.layout}")
+    if x.layout != torch.strided or x.is_nested:
+        got = "a nested tensor" if x.is_nested else x.layout
+        raise NotImplementedError(f"`{name}` expects {argument} to be dense (torch.strided); got {got}")
     if type(x).__name__ == "DTensor":  # by name: a process without distributed tensors shall not import them
         from triton_lu import sharding  # noqa: F401  registers the sharding rules
 
@@ -67,6 +68,8 @@ def require_right_hand_sides(name: str, argument: str, A: Tensor, B: Tensor, lef
         raise RuntimeError(f"`{name}` expects B of 2 or more dimensions; got shape {tuple(B.shape)}")
     if B.dtype != A.dtype:
         raise RuntimeError(f"`{name}` expects {argument} and B of the same dtype; got {A.dtype} and {B.dtype}")
+    if B.device != A.device:
+        raise RuntimeError(f"`{name}` expects {argument} and B on the same device; got {A.device} and {B.device}")
     n = A.shape[-1]
     if B.shape[-2 if left else -1] != n:
         expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"

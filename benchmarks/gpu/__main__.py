@@ -1,8 +1,8 @@
 """`python -m benchmarks.gpu`: see the package."""
 
-import argparse
 import os
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ from benchmarks.gpu.processes import Compiler, RowError, Worker
 from benchmarks.gpu.stages import ALL, COLUMNS, DRY, KEYS, ROOT, Extent, Stage, Task, stages
 from benchmarks.gpu.table import Row, Table
 from triton_lu import calibration
-from triton_lu.command import duration
+from triton_lu.command import Parser, duration
 
 RESULTS = Path(__file__).parents[1] / "results"
 PACKAGED = ROOT / "triton_lu" / "calibrations"
@@ -116,8 +116,8 @@ class Run:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=benchmarks.gpu.__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m benchmarks.gpu", description=benchmarks.gpu.__doc__)
+    parser.formatter_class = RawDescriptionHelpFormatter
     parser.add_argument("--minutes", type=duration, default=13.0, help="that it may take (default: 13)")
     parser.add_argument("--output", type=Path, help="folder (default: benchmarks/results/GPU)")
     parser.add_argument("--dry-run", action="store_true", help="every stage, on the CPU, of next to nothing")

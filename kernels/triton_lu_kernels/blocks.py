@@ -106,15 +106,3 @@ def phi(B, G):
 def recompose(B, M):
     """L tril(M, -1) + triu(M) U of one block."""
     return merge(field.dot(unit_lower(B), strictly_lower(M)), field.dot(upper(M), upper(B)))
-
-
-@triton.jit
-def vjp(B, L_inverse, U_inverse, G):
-    """L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H of one block."""
-    return field.dot(field.dot(adjoint(L_inverse), phi(B, G)), adjoint(U_inverse))
-
-
-@triton.jit
-def jvp(B, L_inverse, U_inverse, E):
-    """L tril(M, -1) + triu(M) U, M = L^-1 E U^-1, of one block."""
-    return recompose(B, field.dot(field.dot(L_inverse, E), U_inverse))

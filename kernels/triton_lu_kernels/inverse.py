@@ -37,7 +37,7 @@ def _inverse_in_blocks(out, LU, pivots):
         blocks.load(LU, 0, 0, DIAGONAL=1.0), blocks.load(LU, 16, 16, DIAGONAL=1.0)
     )
     top, bottom = permutation.order_in_halves(pivots)
-    if LU.shape[0] > 0:  # true: a branch for the sake of compile time, as in `two_by_two`
+    if LU.shape[0] > 0:  # true: a branch for the sake of compile time
         X22 = field.dot(U22_inverse, L22_inverse)
         blocks.store(out, layout.transpose(X22), 16, 16, order=bottom)
         U12 = blocks.load(LU, 0, 16)

@@ -141,25 +141,25 @@ class Recording(TorchDispatchMode):
 
 
 _ALLOCATE = [getattr(torch.ops.aten, name) for name in ("empty", "empty_like", "empty_permuted", "new_empty")]
-_VIEW = [getattr(torch.ops.aten, name) for name in ("view_as_real", "transpose", "detach")]  # by some factories
+_VIEW = [getattr(torch.ops.aten, name) for name in ("view_as_real", "mT", "detach")]  # by some factories
 _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 
 def prepare(function, args):
-    """The result of `function(*args)`, whose first arguments are tensors, and that call `Prepared`; instead of this
-    None if it does more than to allocate its results and workspaces and to launch kernels for them, or if something is
-    set that has a say in that."""
+    """The result of `function(*args)`, whose first arguments are tensors, and that call `Prepared`; instead of this the
+    function if it does more than to allocate its results and workspaces and to launch kernels for them, and None if
+    something is set that has a say in that."""
     if getattr(knobs.runtime, "interpret", True) or not _undisturbed():
         return function(*args), None
     tensors = [x.detach() for x in args if isinstance(x, torch.Tensor)]  # one given twice has two ids
     with Recording(tensors) as recording:
         result = function(*tensors, *args[len(tensors) :])
     if not recording.complete or not recording.launches:
-        return result, None
+        return result, function
     try:
         return result, Prepared(function, len(tensors), recording, result)
     except (AttributeError, LookupError):  # a name of Triton's that is gone; a tensor from elsewhere
-        return result, None
+        return result, function
 
 
 def _undisturbed() -> bool:

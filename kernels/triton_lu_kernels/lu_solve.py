@@ -101,7 +101,7 @@ def lu_solve_kernel(
 
 
 def lu_solve(X, LU, pivots, B, *, left, adjoint, matrices, cols, num_warps):
-    """Writes to `X` the solution of A X = B, or of X A = B if not `left`, with A^H in the order of A if `adjoint`.
+    """Writes to `X` the solution of A X = B, or of X A = B if not `left`, with A^H in the place of A if `adjoint`.
 
     `LU` is [*batch, n, n], n at most 32, `B` and `X` are [*batch, n, k], or [*batch, k, n] if not `left`, all of one
     dtype (float32, float64, complex64, complex128); `pivots` is [*batch, n] int32. Any strides, expanded inputs too;

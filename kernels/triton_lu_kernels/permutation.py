@@ -18,7 +18,7 @@ def _chosen(pivots, shape):
 
 @triton.jit
 def order(pivots, N: tl.constexpr):
-    """The order [matrices, N] of the rows; `pivots` is a `layout.Matrix`.
+    """The order [matrices, N] of the rows, at most 32; `pivots` is a `layout.Matrix`.
 
     Every lane follows its own row through the exchanges, from the last to the first: a broadcast, two comparisons and
     two selections for each, all lanes at once. Comparing all pairs of pivots takes as many, and doubling pointers comes
@@ -29,12 +29,8 @@ def order(pivots, N: tl.constexpr):
     mask = pivots.exists[:, None] & (row < tl.minimum(pivots.shape[0], pivots.shape[1]))[None, :]
     order = tl.broadcast_to(row[None, :], offsets.shape)
     chosen = tl.where(mask, _chosen(tl.load(pivots.pointer + offsets, mask, other=0), pivots.shape), order)
-    if N <= 32:
-        for step in tl.static_range(N - 1, -1, -1):
-            order = _exchange(order, chosen, step)
-    else:  # unrolled, all broadcasts would wait in registers at once: 300 bytes of spills at N = 128
-        for step in tl.range(N - 1, -1, -1, loop_unroll_factor=8):
-            order = _exchange(order, chosen, step)
+    for step in tl.static_range(N - 1, -1, -1):
+        order = _exchange_with(order, tl.gather(chosen, tl.full(order.shape, step, tl.int32), 1), step)
     return order
 
 
@@ -45,15 +41,23 @@ def order_in_halves(pivots):
 
 
 @triton.jit
-def _exchange(rows, chosen, step):
+def _exchange_with(rows, pivot, step):
     """The rows after one of the exchanges."""
-    return _exchange_with(rows, tl.gather(chosen, tl.full(rows.shape, step, tl.int32), 1), step)
+    arrives = tl.where(rows == pivot, step, rows)
+    return tl.where(rows == step, pivot, arrives)
 
 
 @triton.jit
-def _exchange_with(rows, pivot, step):
-    arrives = tl.where(rows == pivot, step, rows)
-    return tl.where(rows == step, pivot, arrives)
+def store_order_of_one(order, pivots, stride, shape, N: tl.constexpr):
+    """Writes the order of the rows of one matrix, at most N, to `order`; `pivots` points to the first of its pivots.
+    For more of them than `order` can unroll: every pivot is loaded by all lanes, several at a time."""
+    rows = tl.arange(0, N)
+    place = rows
+    steps = tl.minimum(shape[0], shape[1])
+    for back in tl.range(0, steps, loop_unroll_factor=8):
+        step = steps - 1 - back
+        place = _exchange_with(place, _chosen(tl.load(pivots + step * stride), shape), step)
+    tl.store(order + rows, place, rows < shape[0])
 
 
 @triton.jit

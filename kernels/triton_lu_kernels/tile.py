@@ -1,196 +1,217 @@
-"""The backward of LU and its forward mode for matrices of 33 to 128 rows or columns: one program for each.
+"""The backward of LU and its forward mode for matrices of 17 to 128 rows or columns: one program for each.
 
     vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
     jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
 
 Arguments and completion are those of `warp`. Grid: one axis, one matrix per program.
 
-For every diagonal block J, 16 or 32 wide, with R the rows and columns after it and S = X[R, R], vjp goes from the last
-to the first:
+For every diagonal block J, 16 wide, with R the rows and columns after it and S = X[R, R], vjp goes from the last to the
+first:
 
     X21 = (G21 - S U12^H) U11^-H                    X12^T = (G12^T - S^T conj(L21)) conj(L11^-1)
     X11 = vjp(G11 - tril(X12 U12^H, -1) - triu(L21^H X21))
 
 and jvp, with 0 the rows and columns before J and dA = P^T E, from the first to the last:
 
-    dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
-    dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1
+    M11 = L11^-1 (dA11 - dL10 U01 - L10 dU01) U11^-1
+    dB11 = L11 tril(M11, -1) + triu(M11) U11
+    dL21 = (dA21 - dL20 U01 - L20 dU01) U11^-1 - L21 triu(M11)
 
-and likewise dU12^T with dL11^T and L11^-T. In the transposed matrices L^T takes the place of U and X12^T that of X21,
-so one function serves both. It takes some rows at a time, and sums over the blocks of S, or of 0.
+and likewise dU12^T with the transposed matrices. Each of the W warps of a program finds 16 rows of X21 or dL21, and as
+many of X12^T or dU12^T, at a time, by products of tiles (`fragments`) that it loads where it needs them; what belongs
+to a diagonal block all of them do.
 
 LU and G or E are read once from memory, and again from the caches; S and dB from `out`, where the parts of the result
-are put as they are found. Until a diagonal block is found, its place holds L11^-1 and U11^-1, packed: the substitutions
-of a loop of their own need no registers later on. A matrix gets the same bits in any batch.
+are put as they are found. Until a diagonal block is found, its place holds L11^-1 and U11^-1, packed, in vjp their
+conjugates. A matrix gets the same bits in any batch, place and layout.
 
-What takes time is waiting for memory, so there must be many programs on a multiprocessor: one warp each, few rows at a
-time, and nothing kept in registers that can be read again, or computed, as addresses are by `disable_licm`. In float64
-above n = 64 the L2 cache is the limit: blocks of 32 read S half as often, and have work for two warps.
+What takes time is waiting for memory, and for instructions if they do not fit the cache, so there must be many programs
+on a multiprocessor, and little code: loops over blocks stay loops, and `disable_licm` computes addresses where they are
+used.
 """
 
+import torch
 import triton
 import triton.language as tl
 
-from . import blocks, field, launch, layout, permutation
+from . import field, fragments, launch, layout, permutation, substitution
 
 
 @triton.jit
-def _rows(order, first, ROWS: tl.constexpr):
-    """Entries of a permutation [1, N], from `first` on."""
-    index = tl.minimum(first + tl.arange(0, ROWS), order.shape[1] - 1)
-    return tl.gather(order, index[None, :], 1)
+def _places(order, index, x):
+    """Where those rows of P^T X lie in X."""
+    return tl.load(order + index, index < x.rows, other=0)
+
+
+@triton.jit
+def _store_inverses(out, LU, order, W: tl.constexpr, CONJUGATE: tl.constexpr):
+    """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`; each warp inverts its own."""
+    C: tl.constexpr = LU.COMPONENTS
+    index = tl.arange(0, 16)
+    low = index[:, None] > index[None, :]
+    for J in tl.range(0, tl.minimum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
+        first = J + tl.arange(0, W) * 16
+        row = first[:, None] + index[None, :]
+        mask = (row < LU.rows)[:, :, None] & (row < LU.cols)[:, None, :]
+        offset = row[:, :, None] * LU.row_stride + row[:, None, :] * LU.col_stride
+        B = ()
+        for k in tl.static_range(C):
+            B += (tl.load(LU.pointer + offset + k, mask, other=0.0),)
+        if CONJUGATE:
+            B = field.conjugate(B)
+        one = field.constant_like(B, 1.0)
+        zero = field.constant_like(B, 0.0)
+        identity = field.where(index[:, None] == index[None, :], one, zero)
+        B = field.where(mask, B, identity)
+        lower = fragments.transpose(field.where(low, B, identity))
+        upper = field.where(low, zero, B)
+        both = ()
+        for k in tl.static_range(C):
+            both += (tl.reshape(tl.permute(tl.join(lower[k], upper[k]), (3, 0, 1, 2)), (2 * W, 16, 16)),)
+        negated = substitution.negate(layout.unstack(both))
+        identity = substitution.identity_like(negated)
+        solved = layout.stack(substitution.solve(negated, identity, UPPER=True, TRANSPOSED=False))
+        place = row if order is None else _places(order, row, LU)
+        offset = place[:, :, None] * out.row_stride + row[:, None, :] * out.col_stride
+        for k in tl.static_range(C):
+            L_inverse, U_inverse = tl.split(tl.permute(tl.reshape(solved[k], (2, W, 16, 16)), (1, 2, 3, 0)))
+            tl.store(out.pointer + offset + k, tl.where(low, L_inverse, tl.permute(U_inverse, (0, 2, 1))), mask)
 
 
 @triton.jit
 def _opaque(index, x):
-    """The index of a loop, in a form that keeps the compiler from stepping a pointer for every access along with it.
-
-    The kernel of jvp spills 160 bytes less in float32, and 216 in float64.
-    """
-    return tl.multiple_of(index | (x.shape[0] >> 31), 16)
-
-
-@triton.jit
-def _store_inverses(out, LU, order, BLOCK: tl.constexpr):
-    """L^-1 and U^-1 of every diagonal block, packed, to the place of that block in `out`."""
-    for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), 16, disable_licm=True):
-        J = _opaque(first, LU)
-        L_inverse, U_inverse = blocks.inverse(blocks.load(LU, J, J, 16, 16, DIAGONAL=1.0))
-        blocks.store(
-            out, blocks.merge(L_inverse, U_inverse), J, J, order=None if order is None else _rows(order, J, 16)
-        )
-    tl.debug_barrier()
-    if BLOCK == 32:
-        _join_inverses(out, LU, order)
-
-
-@triton.jit
-def _join_inverses(out, LU, order):
-    """Completes the inverses of blocks of 16 to those of blocks of 32: for U they lack -U11^-1 U12 U22^-1."""
-    for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), 32, disable_licm=True):
-        J = _opaque(first, LU)
-        top = None if order is None else _rows(order, J, 16)
-        bottom = None if order is None else _rows(order, J + 16, 16)
-        inverse11 = blocks.load(out, J, J, 16, 16, DIAGONAL=1.0, order=top)
-        inverse22 = blocks.load(out, J + 16, J + 16, 16, 16, DIAGONAL=1.0, order=bottom)
-        upper = field.dot(blocks.load(LU, J, J + 16, 16, 16), blocks.upper(inverse22))
-        upper = field.dot(blocks.upper(inverse11), upper)
-        blocks.store(out, field.negate(upper), J, J + 16, order=top)
-        lower = field.dot(blocks.load(LU, J + 16, J, 16, 16), blocks.unit_lower(inverse11))
-        lower = field.dot(blocks.unit_lower(inverse22), lower)
-        blocks.store(out, field.negate(lower), J + 16, J, order=bottom)
-    tl.debug_barrier()
-
-
-@triton.jit
-def _load_inverse(out, J, order, BLOCK: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """U^-1 of a diagonal block, or L^-T."""
-    packed = blocks.load(out, J, J, BLOCK, BLOCK, DIAGONAL=1.0, order=None if order is None else _rows(order, J, BLOCK))
-    if TRANSPOSED:
-        return layout.transpose(blocks.unit_lower(packed))
+    """The index of a loop of jvp, in a form that keeps the compiler from stepping a pointer for every access along with
+    it: in float32 its stack is 24 bytes instead of 344. In double precision it takes longer."""
+    if x.pointer.dtype.element_ty == tl.float64:
+        return tl.multiple_of(index, 16)
     else:
-        return blocks.upper(packed)
+        return tl.multiple_of(index | (x.rows >> 31), 16)
 
 
 @triton.jit
-def _vjp_side(out, LU, G, order, G11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Finds X21; returns G11 - triu(L21^H X21), G11 - tril(X12 U12^H, -1) of transposed matrices."""
-    m = LU.shape[1] if TRANSPOSED else LU.shape[0]
-    n = LU.shape[0] if TRANSPOSED else LU.shape[1]
-    R = J + BLOCK
-    for first_row in tl.range(R, m, ROWS, disable_licm=True):
-        i = _opaque(first_row, LU)
-        # X21 = (G21 - S U12^H) U11^-H
-        G21 = blocks.load(G, i, J, ROWS, BLOCK, TRANSPOSED)
-        total = field.constant_like(G21, 0.0)
-        rows = _rows(order, J, BLOCK) if TRANSPOSED else _rows(order, i, ROWS)
-        for first_col in tl.range(R, n, 16, disable_licm=True):
-            c = _opaque(first_col, LU)
-            S_rows = _rows(order, c, 16) if TRANSPOSED else rows
-            S = blocks.load(out, i, c, ROWS, 16, TRANSPOSED, order=S_rows)
-            U12 = blocks.load(LU, J, c, BLOCK, 16, TRANSPOSED)
-            total = field.add(total, field.dot(S, blocks.adjoint(U12)))
-        U_inverse = _load_inverse(out, J, order, BLOCK, TRANSPOSED)
-        X21 = field.dot(field.subtract(G21, total), blocks.adjoint(U_inverse))
-        blocks.store(out, X21, i, J, TRANSPOSED, rows)
-
-        # G11 - triu(L21^H X21), or G11 - tril(X12 U12^H, -1)
-        L21 = blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED)
-        product = field.dot(blocks.adjoint(L21), X21)
-        if TRANSPOSED:
-            G11 = field.subtract(G11, blocks.strictly_lower(layout.transpose(product)))
-        else:
-            G11 = field.subtract(G11, blocks.upper(product))
-    return G11
+def _end_of_terms(x, i):
+    """Where the sums end for 16 rows and 16 columns from i on, of which one or the other may not exist."""
+    return tl.maximum(tl.where(i < x.rows, x.cols, 0), tl.where(i < x.cols, x.rows, 0))
 
 
 @triton.jit
-def _vjp(out, LU, G, order, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    _store_inverses(out, LU, order, BLOCK)
-    steps = tl.cdiv(tl.minimum(LU.shape[0], LU.shape[1]), BLOCK)
-    for step in tl.range(steps, disable_licm=True):
-        J = _opaque((steps - 1 - step) * BLOCK, LU)
-        G11 = blocks.load(G, J, J, BLOCK, BLOCK)
-        # X21, X12, and G11 - tril(X12 U12^H, -1) - triu(L21^H X21)
-        G11 = _vjp_side(out, LU, G, order, G11, J, BLOCK, ROWS, False)
-        G11 = _vjp_side(out, LU, G, order, G11, J, BLOCK, ROWS, True)
-        # X11 = vjp(that)
-        B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
-        U_inverse = _load_inverse(out, J, order, BLOCK, False)
-        L_inverse = layout.transpose(_load_inverse(out, J, order, BLOCK, True))
-        X11 = blocks.vjp(B11, L_inverse, U_inverse, G11)
+def _vjp(out, LU, G, order, W: tl.constexpr):
+    V: tl.constexpr = LU.V
+    _store_inverses(out, LU, order, W, True)
+    tl.debug_barrier()
+    warp = tl.arange(0, W)
+    index = fragments.row_index(V)
+    low = (index[:, None] > index[None, :])[None, :, :]
+    zero = field.zeros((W, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
+    steps = tl.cdiv(tl.minimum(LU.rows, LU.cols), 16)
+    for step in tl.range(0, steps, num_stages=1, disable_licm=True):
+        first = tl.multiple_of((steps - 1 - step) * 16, 16)
+        J = first + warp * 0
+        end = tl.minimum(LU.rows, LU.cols) - first if LU.RAGGED else None
+        row_places = _places(order, fragments.rows(J, V), LU)
+        col_places = _places(order, fragments.columns(J, V), LU)
+        F = zero
+        for i in tl.range(first + 16, tl.maximum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
+            I = i + warp * 16
+            places = _places(order, fragments.rows(I, V), LU)
+            # S U12^H - G21 and (L21^H S)^T - G12^T
+            W21 = field.negate(fragments.load(G, I, J, RESULT=True))
+            W12 = field.negate(fragments.load(G, I, J, True, RESULT=True))
+            next_places = _places(order, fragments.columns(J + 16, V), LU)
+            for c in tl.range(first + 16, _end_of_terms(LU, i), 16, num_stages=1, disable_licm=True):
+                K = c + warp * 0
+                S = fragments.load(out, I, K, places=places)
+                U = field.conjugate(fragments.load(LU, J, K))
+                St = fragments.load(out, I, K, True, next_places)
+                Lt = field.conjugate(fragments.load(LU, J, K, True))
+                W21 = fragments.dot(S, U, W21)
+                next_places = _places(order, fragments.columns(K + 16, V), LU)  # early: the next load waits for it
+                W12 = fragments.dot(St, Lt, W12)
+            # X21^T and X12
+            U_inverse = fragments.triangle(fragments.load(out, J, J, places=row_places), V, True, end=end)
+            L_inverse = fragments.triangle(fragments.load(out, J, J, True, col_places), V, True, 1.0)
+            X21 = fragments.dot(field.negate(U_inverse), fragments.factor(W21), zero)
+            X12 = fragments.dot(field.negate(L_inverse), fragments.factor(W12), zero)
+            fragments.store(out, X21, J, I, True, _places(order, fragments.columns(I, V), LU))
+            fragments.store(out, X12, J, I, places=row_places)
+            # tril(X12 U12^H, -1) + triu(L21^H X21)
+            U = field.conjugate(fragments.load(LU, J, I))
+            Lt = field.conjugate(fragments.load(LU, J, I, True))
+            below = fragments.dot(fragments.factor(X12), U, zero)
+            F = field.add(F, field.where(low, below, fragments.dot(Lt, fragments.factor(X21), zero)))
+        # X11 = vjp(G11 - F)
+        V11 = field.subtract(fragments.load(G, J, J, RESULT=True), fragments.total(F))
+        U = fragments.triangle(field.conjugate(fragments.load(LU, J, J)), V, True, end=end)
+        Lt = fragments.triangle(field.conjugate(fragments.load(LU, J, J, True)), V, True, 1.0)
+        below = fragments.dot(Lt, fragments.factor(fragments.transpose(V11)), zero)
+        Phi = field.where(low, below, fragments.dot(fragments.factor(V11), U, zero))
+        U_inverse = fragments.triangle(fragments.load(out, J, J, places=row_places), V, True, end=end)
+        L_inverse = fragments.triangle(fragments.load(out, J, J, True, col_places), V, True, 1.0)
+        X11 = fragments.dot(U_inverse, fragments.factor(Phi), zero)
+        X11 = fragments.dot(L_inverse, fragments.factor(X11), zero)
         tl.debug_barrier()
-        blocks.store(out, X11, J, J, order=_rows(order, J, BLOCK))
+        fragments.store(out, X11, J, J, places=row_places, there=warp == 0)
         tl.debug_barrier()
 
 
 @triton.jit
-def _remainder(out, LU, E, order, i, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """dA - dL20 U01 - L20 dU01, at (i, J)."""
-    rows = _rows(order, J, BLOCK) if TRANSPOSED else _rows(order, i, ROWS)
-    dA = blocks.load(E, i, J, ROWS, BLOCK, TRANSPOSED, order=rows)
-    total = field.constant_like(dA, 0.0)
-    for first in tl.range(0, J, 16, disable_licm=True):
-        c = _opaque(first, LU)
-        dL = blocks.load(out, i, c, ROWS, 16, TRANSPOSED)
-        U = blocks.load(LU, c, J, 16, BLOCK, TRANSPOSED)
-        total = field.add(total, field.dot(dL, U))
-        L = blocks.load(LU, i, c, ROWS, 16, TRANSPOSED)
-        dU = blocks.load(out, c, J, 16, BLOCK, TRANSPOSED)
-        total = field.add(total, field.dot(L, dU))
-    return field.subtract(dA, total)
-
-
-@triton.jit
-def _jvp_side(out, LU, E, order, dB11, J, BLOCK: tl.constexpr, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Finds dL21, or dU12^T of transposed matrices."""
-    m = LU.shape[1] if TRANSPOSED else LU.shape[0]
-    for first in tl.range(J + BLOCK, m, ROWS, disable_licm=True):
-        i = _opaque(first, LU)
-        # dL21 = (dA21 - dL20 U01 - L20 dU01 - L21 dU11) U11^-1
-        dA21 = _remainder(out, LU, E, order, i, J, BLOCK, ROWS, TRANSPOSED)
-        dU11 = layout.transpose(blocks.strictly_lower(dB11)) if TRANSPOSED else blocks.upper(dB11)
-        dA21 = field.subtract(dA21, field.dot(blocks.load(LU, i, J, ROWS, BLOCK, TRANSPOSED), dU11))
-        U_inverse = _load_inverse(out, J, None, BLOCK, TRANSPOSED)
-        blocks.store(out, field.dot(dA21, U_inverse), i, J, TRANSPOSED)
-
-
-@triton.jit
-def _jvp(out, LU, E, order, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    _store_inverses(out, LU, None, BLOCK)
-    for first in tl.range(0, tl.minimum(LU.shape[0], LU.shape[1]), BLOCK, disable_licm=True):
-        J = _opaque(first, LU)
-        # dB11 = jvp(dA11 - dL10 U01 - L10 dU01)
-        dA11 = _remainder(out, LU, E, order, J, J, BLOCK, BLOCK, False)
-        B11 = blocks.load(LU, J, J, BLOCK, BLOCK, DIAGONAL=1.0)
-        U_inverse = _load_inverse(out, J, None, BLOCK, False)
-        L_inverse = layout.transpose(_load_inverse(out, J, None, BLOCK, True))
-        dB11 = blocks.jvp(B11, L_inverse, U_inverse, dA11)
-        # dL21, dU12
-        _jvp_side(out, LU, E, order, dB11, J, BLOCK, ROWS, False)
-        _jvp_side(out, LU, E, order, dB11, J, BLOCK, ROWS, True)
+def _jvp(out, LU, E, order, W: tl.constexpr):
+    V: tl.constexpr = LU.V
+    _store_inverses(out, LU, None, W, False)
+    tl.debug_barrier()
+    warp = tl.arange(0, W)
+    index = fragments.row_index(V)
+    low = (index[:, None] > index[None, :])[None, :, :]
+    zero = field.zeros((W, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
+    for first in tl.range(0, tl.minimum(LU.rows, LU.cols), 16, num_stages=1, disable_licm=True):
+        first = _opaque(first, LU)
+        J = first + warp * 0
+        end = tl.minimum(LU.rows, LU.cols) - first if LU.RAGGED else None
+        col_places = _places(order, fragments.columns(J, V), LU)
+        # (dL10 U01 + L10 dU01)^T
+        W11 = zero
+        for c in tl.range(0, first, 16 * W, num_stages=1, disable_licm=True):
+            K = _opaque(c, LU) + warp * 16
+            there = K < J if W > 1 else None
+            U = fragments.load(LU, J, K, True, there=there)
+            W11 = fragments.dot(U, fragments.load(out, J, K, there=there), W11)
+            dU = fragments.load(out, J, K, True, there=there)
+            W11 = fragments.dot(dU, fragments.load(LU, J, K, there=there), W11)
+        W11 = field.subtract(fragments.total(W11), fragments.load(E, J, J, True, col_places, RESULT=True))
+        # -M11 and its transpose
+        U_inverse = fragments.triangle(fragments.load(out, J, J, True), V, False, end=end)
+        L_inverse = fragments.triangle(fragments.load(out, J, J), V, False, 1.0)
+        product = fragments.factor(fragments.dot(L_inverse, fragments.factor(W11), zero))
+        M = fragments.factor(fragments.dot(product, U_inverse, zero))
+        Mt = fragments.factor(fragments.dot(U_inverse, product, zero))
+        for i in tl.range(first + 16, tl.maximum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
+            I = _opaque(i, LU) + warp * 16
+            # dL20 U01 + L20 dU01 - dA21, and of the transposed matrices
+            places = _places(order, fragments.rows(I, V), LU)
+            W21 = field.negate(fragments.load(E, I, J, places=places, RESULT=True))
+            W12 = field.negate(fragments.load(E, I, J, True, col_places, RESULT=True))
+            for c in tl.range(0, first, 16, num_stages=1, disable_licm=True):
+                K = _opaque(c, LU) + warp * 0
+                W21 = fragments.dot(fragments.load(out, I, K), fragments.load(LU, J, K, True), W21)
+                W21 = fragments.dot(fragments.load(LU, I, K), fragments.load(out, J, K, True), W21)
+                W12 = fragments.dot(fragments.load(out, I, K, True), fragments.load(LU, J, K), W12)
+                W12 = fragments.dot(fragments.load(LU, I, K, True), fragments.load(out, J, K), W12)
+            # dL21 and dU12^T
+            U_inverse = fragments.triangle(fragments.load(out, J, J, True), V, False, end=end)
+            dL = fragments.dot(fragments.load(LU, I, J), fragments.triangle(Mt, V, False), zero)
+            dL = fragments.dot(fragments.factor(W21), field.negate(U_inverse), dL)
+            fragments.store(out, dL, I, J)
+            L_inverse = fragments.triangle(fragments.load(out, J, J), V, False, 1.0)
+            dU = fragments.dot(fragments.load(LU, I, J, True), fragments.triangle(M, V, False, 0.0), zero)
+            dU = fragments.dot(fragments.factor(W12), field.negate(L_inverse), dU)
+            fragments.store(out, dU, I, J, True)
+        # dB11
+        L = fragments.triangle(fragments.load(LU, J, J), V, False, 1.0)
+        dL = fragments.dot(field.negate(L), fragments.triangle(Mt, V, True, 0.0), zero)
+        U = fragments.triangle(fragments.load(LU, J, J, True), V, False, end=end)
+        dU = fragments.dot(fragments.triangle(M, V, True), field.negate(U), zero)
         tl.debug_barrier()
-        blocks.store(out, dB11, J, J)
+        fragments.store(out, field.where(low, dL, dU), J, J, there=warp == 0)
         tl.debug_barrier()
 
 
@@ -198,39 +219,89 @@ MAPS = {"vjp": _vjp, "jvp": _jvp}
 
 
 @triton.jit
+def _operand(x, shape, batch, V: tl.constexpr, NEAR: tl.constexpr):
+    """Pointer and strides, in reals, of a matrix. Where neighbours are aligned, the compiler is to see it; elsewhere
+    not even that there are neighbours, which it would bring to one lane."""
+    C: tl.constexpr = x[2]
+    D: tl.constexpr = 1 if NEAR == 2 else V  # what divides strides
+    pointer = x[0]
+    for dim in tl.static_range(len(batch)):
+        pointer += batch[dim] * (x[1][0][dim] // D * D * C)
+    if NEAR == 0:
+        return pointer, C, x[1][2] // D * D * C
+    elif NEAR == 1:
+        return pointer, x[1][1] // D * D * C, C
+    else:
+        hidden = shape[0] >> 31  # zero
+        return pointer, (x[1][1] | hidden) * C, (x[1][2] | hidden) * C
+
+
+@triton.jit
+def _vector(x, batch):
+    """Pointer to a vector of a batch."""
+    pointer = x[0]
+    for dim in tl.static_range(len(batch)):
+        pointer += batch[dim] * x[1][0][dim]
+    return pointer
+
+
+@triton.jit
 def tile_kernel(
     out,
     LU,
-    pivots,
     X,
+    order,
+    pivots,
     shape,
     MAP: tl.constexpr,
     N: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
+    W: tl.constexpr,
+    V: tl.constexpr,
+    NEAR_OUT: tl.constexpr,
+    NEAR_LU: tl.constexpr,
+    NEAR_X: tl.constexpr,
+    RAGGED: tl.constexpr,
 ):
-    batch, exists = layout.batch_of_one(tl.program_id(0), shape)
+    batch = layout.batch_index(tl.program_id(0).to(tl.int64), shape)
+    order = _vector(order, batch)
+    permutation.store_order_of_one(order, _vector(pivots, batch), pivots[1][1], shape, N)
+    tl.debug_barrier()
     MAP(
-        layout.Matrix(*out, shape, batch, exists, True),
-        layout.Matrix(*LU, shape, batch, exists, True),
-        layout.Matrix(*X, shape, batch, exists, True),
-        permutation.order(layout.Matrix(*pivots, shape, batch, exists, True), N),
-        BLOCK,
-        ROWS,
+        fragments.Matrix(*_operand(out, shape, batch, V, NEAR_OUT), shape[0], shape[1], out[2], V, NEAR_OUT, RAGGED),
+        fragments.Matrix(*_operand(LU, shape, batch, V, NEAR_LU), shape[0], shape[1], LU[2], V, NEAR_LU, RAGGED),
+        fragments.Matrix(*_operand(X, shape, batch, V, NEAR_X), shape[0], shape[1], X[2], V, NEAR_X, RAGGED),
+        order,
+        W,
     )
 
 
-def evaluate(name, out, LU, pivots, X, *, block, rows, registers, num_warps):
-    """`warp.evaluate` of "vjp" or "jvp" for m or n from 33 to 128. Options:
+def _near(x):
+    """`fragments.Matrix.NEAR` of a tensor."""
+    V = 16 // x.itemsize
+    *batch, row_stride, col_stride = x.stride()
+    for near, step, size, far in ((0, row_stride, x.shape[-2], col_stride), (1, col_stride, x.shape[-1], row_stride)):
+        aligned = x.data_ptr() % 16 == 0 and all(number % V == 0 for number in (size, far, *batch))
+        if V > 1 and step == 1 and aligned:
+            return near
+    return 2
 
-    block: the width of the diagonal blocks, 16 or 32.
-    rows: how many are taken at a time, 16 or 32.
+
+def workspace(out):
+    """Uninitialized `order` for a result like `out`."""
+    return torch.empty(out.shape[:-1], dtype=torch.int32, device=out.device)
+
+
+def evaluate(name, out, LU, pivots, X, order, *, registers, num_warps):
+    """`warp.evaluate` of "vjp" or "jvp" for m or n from 17 to 128. `order` is that of `workspace`. Options:
+
     registers: that a thread may have, at most.
     num_warps
     """
     if out.numel() == 0:
         return
-    args = launch.arguments(out.shape, out, LU, pivots, X)
-    constants = {"MAP": MAPS[name], "N": launch.power_of_two(max(out.shape[-2:])), "BLOCK": block, "ROWS": rows}
+    m, n = out.shape[-2:]
+    args = launch.arguments(out.shape, out, LU, X, order, pivots)
+    constants = {"MAP": MAPS[name], "N": launch.power_of_two(m), "W": num_warps, "V": 16 // out.itemsize}
+    constants |= {"NEAR_OUT": _near(out), "NEAR_LU": _near(LU), "NEAR_X": _near(X), "RAGGED": m != n or n % 16 != 0}
     options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": registers}
     launch.run(tile_kernel, out.shape[:-2].numel(), args, constants, **options)

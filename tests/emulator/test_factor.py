@@ -129,6 +129,10 @@ DETERMINANTS = [
     ((1, 20, 20), torch.complex64, "sm_80"),
     ((33, 4, 4), torch.complex128, "sm_80"),
     ((1, 32, 32), torch.complex128, "sm_90"),
+    ((1, 64, 64), torch.float32, "sm_100"),
+    ((1, 32, 32), torch.float64, "sm_100"),
+    ((1, 32, 32), torch.complex64, "sm_100"),
+    ((1, 16, 16), torch.complex128, "sm_100"),
 ]
 
 

@@ -19,7 +19,7 @@ CASES = [
     ((9, 7), 1, torch.complex64, True, True, by_column, "sm_90"),
     ((2, 30), 4, torch.complex64, False, True, by_row, "sm_80"),
     ((65, 2), 2, torch.complex128, False, False, by_column, "sm_80"),
-    ((1, 32), 9, torch.complex128, True, False, by_column, "sm_90"),
+    ((1, 32), 4, torch.complex128, True, False, by_column, "sm_90"),
 ]
 
 
@@ -46,6 +46,12 @@ def check(size, k, dtype, left, adjoint, layout, target, **options):
 )
 def test_case(size, k, dtype, left, adjoint, layout, target):
     check(size, k, dtype, left, adjoint, layout, target)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_compiled_for_newer_gpus(dtype, k):
+    check((1, 32), k, dtype, True, False, by_column, "sm_100")
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if "masks" in fault])

@@ -9,7 +9,8 @@ from dataclasses import asdict
 import ptxrun
 import pytest
 import torch
-from triton_lu_kernels import tile, two_by_two, warp
+import triton
+from triton_lu_kernels import tile, warp
 
 from benchmarks.kernels import static
 from tests.support.assertions import assert_agrees
@@ -20,21 +21,37 @@ from triton_lu.bench.problems import Size
 from triton_lu.plan import kernel as kernel_plan
 
 MAPS = ["vjp", "jvp"]
+TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
+STACK = {
+    ("vjp", torch.float32): (32, 220),
+    ("jvp", torch.float32): (140, 280),
+    ("vjp", torch.float64): (120, 440),
+    ("jvp", torch.float64): (400, 760),
+    ("vjp", torch.complex64): (480, 560),
+    ("jvp", torch.complex64): (1040, 1040),
+    ("vjp", torch.complex128): (800, 1400),
+    ("jvp", torch.complex128): (1600, 2000),
+}
+"""Bytes of a thread for tiles of 64x64, with the 128 registers that let sixteen warps share a multiprocessor: what
+compilers need from Triton 3.8 on, and before, and a little more."""
 COMPILED = [
     *((torch.float32, target) for target in [*TARGETS, "sm_100"]),
     *((dtype, "sm_90") for dtype in (torch.float64, torch.complex64, torch.complex128)),
 ]
-FULL = [(4, torch.float32), (8, torch.float64), (16, torch.float32), (32, torch.float32)]
-WARP = [(name, *problem) for name in [*MAPS, "curvature"] for problem in FULL if name in MAPS or problem[0] <= 16]
+FULL = [(4, torch.float32), (8, torch.float64), (16, torch.float32)]
+WARP = [(name, *problem) for name in [*MAPS, "curvature"] for problem in FULL]
 
 
 def run(name, LU, pivots, X, out=None, **options):
     """The result, in an output that held NaN before, and the report of the one launch."""
     out = torch.empty(X.shape, dtype=X.dtype) if out is None else out
     out.fill_(torch.nan)
-    regime = tile if max(X.shape[1:]) > 32 else two_by_two if max(X.shape[1:]) > 16 else warp
     with ptxrun.device(**options) as reports:
-        regime.evaluate(name, out, LU, pivots, X, **asdict(kernel_plan(name, *X.shape[1:], X.dtype)))
+        options = asdict(kernel_plan(name, *X.shape[1:], X.dtype))
+        if max(X.shape[1:]) > 16:
+            tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), **options)
+        else:
+            warp.evaluate(name, out, LU, pivots, X, **options)
     (report,) = reports
     return out, report
 
@@ -87,16 +104,23 @@ def test_traffic(name, size, dtype):
 @pytest.mark.parametrize(("name", "size", "dtype"), WARP, ids=str)
 def test_registers_suffice(name, size, dtype, target):
     _, report = run(name, *problem(1, size, size, dtype), target=target)
-    # The size 32 kernel is ten registers short of those that let twelve programs share a multiprocessor.
-    accepted = 40 if size == 32 else 0
-    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= accepted
+    assert max(report.static["spill_stores"], report.static["spill_loads"]) == 0
 
 
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize(("dtype", "target"), COMPILED, ids=str)
 def test_registers_suffice_for_tiles(name, dtype, target):
-    _, report = run(name, *problem(1, 64, 64, dtype), target=target)
-    assert max(report.static["spill_stores"], report.static["spill_loads"]) <= (500 if OLD_COMPILER else 110)
+    assert static(name, Size(1, 64, 64), dtype, target)["spilled_bytes"] <= STACK[name, dtype][TRITON < (3, 8)]
+
+
+@pytest.mark.skipif(TRITON < (3, 8), reason="an older compiler distributes tiles otherwise")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_tiles_exchange_nothing(name, dtype):
+    """Shared memory serves the inverses of diagonal blocks, and in vjp a transposition."""
+    _, report = run(name, *problem(1, 64, 64, dtype), target="sm_90")
+    assert report.static["shared"] <= 4096
+    assert report.barriers_per_cta == 26
 
 
 @pytest.mark.parametrize(("dtype", "target"), COMPILED, ids=str)

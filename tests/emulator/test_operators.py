@@ -183,7 +183,7 @@ TABLE = """
     curvature complex128 70   40      2  column    row       sm_80
 """
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-REGIMES = ["warp", "two_by_two", "tile", "sweep", "factor", "curvature"]
+REGIMES = ["warp", "tile", "sweep", "factor", "curvature"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,6 @@ class Case:
     def regime(self):
         regimes = {
             plan.Warp: "warp",
-            plan.TwoByTwo: "two_by_two",
             plan.Tile: "tile",
             plan.Sweep: "sweep",
             plan.Factor: "factor",
@@ -240,7 +239,7 @@ class Case:
     def features(self):
         yield f"{self.operator} on {self.target}"
         yield "square" if self.m == self.n else "tall" if self.m > self.n else "wide"
-        step = self.plan.block if self.regime == "tile" else self.completed
+        step = 16 if self.regime == "tile" else self.completed
         yield "ragged" if self.m % step or self.n % step else "full"
         yield f"LU by {self.LU}"
         yield f"X by {self.X}"
@@ -364,17 +363,15 @@ PLANTED = [
     ("warp_kernel", "vjp float32 13 9 17 column expanded sm_80"),
     ("warp_kernel", "jvp float32 7 5 33 column row sm_80"),
     ("warp_kernel", "curvature float32 5 8 33 row expanded sm_80"),
-    ("two_by_two_kernel", "vjp float32 17 25 3 expanded expanded sm_90"),
-    ("two_by_two_kernel", "jvp float32 31 18 1 column row sm_80"),
-    ("tile_kernel", "vjp complex128 17 65 2 expanded row sm_80"),
-    ("tile_kernel", "jvp complex128 40 36 2 row expanded sm_80"),
+    ("tile_kernel", "vjp float32 70 33 2 expanded expanded sm_90"),
+    ("tile_kernel", "jvp float64 70 33 3 expanded row sm_90"),
     ("prepare_kernel", "jvp float32 133 70 2 row column sm_90"),
     ("step_kernel", "jvp float32 133 70 2 row column sm_90"),
     ("factor_kernel", "factor float32 8 5 33 - expanded sm_80"),
     ("curvature_kernel", "curvature float32 70 133 2 column row sm_90"),
 ]
 """Cases of the table for each kernel and map, ragged, with several warps where the plan has them."""
-ONE_WARP = ("two_by_two_kernel", "prepare_kernel")  # which needs no barriers
+ONE_WARP = ("prepare_kernel",)  # which needs no barriers
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_halves_and_autocast(dtype):
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-@pytest.mark.parametrize("n", [64, 256, plan.ATEN_FROM])
+@pytest.mark.parametrize("n", [64, 256, plan.PRODUCTS_FROM["vjp"]])
 def test_no_product_in_reduced_precision(n, precision):
     """Whatever the process allows."""
     args = problem(1, n, n, torch.float32)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from triton_lu_kernels import factor, launch, sweep, tile, two_by_two, warp
+from triton_lu_kernels import factor, launch, sweep, tile, warp
 
 import triton_lu
 
-SHAPES = {"warp": (3, 4), "two_by_two": (17, 5), "tile": (3, 34), "sweep": (20, 3)}
+SHAPES = {"warp": (3, 4), "tile": (17, 5), "sweep": (20, 3)}
 VIEWS = {
     "expanded along the first": lambda x: x[:1].expand_as(x),
     "expanded along the second": lambda x: x[:, :1].expand_as(x),
@@ -34,7 +34,7 @@ class Recorded:
 def memory(monkeypatch):
     """Where the tensors begin that kernels are given."""
     memory = set()
-    for module in (factor, two_by_two, sweep, tile, warp):
+    for module in (factor, sweep, tile, warp):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Recorded(getattr(module, name), memory))
     return memory

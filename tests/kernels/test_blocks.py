@@ -101,12 +101,8 @@ def kernel(out, B, G, shape, STEP: tl.constexpr):
         result = blocks.adjoint(B)
     elif STEP == "phi":
         result = blocks.phi(B, G)
-    elif STEP == "recompose":
-        result = blocks.recompose(B, G)
-    elif STEP == "vjp":
-        result = blocks.vjp(B, L_inverse, U_inverse, G)
     else:
-        result = blocks.jvp(B, L_inverse, U_inverse, G)
+        result = blocks.recompose(B, G)
     blocks.store(layout.Matrix(*out, shape, batch, exists, False), result, 0, 0)
 
 
@@ -136,8 +132,6 @@ STEPS = {
     "adjoint": lambda B, G: B.conj().T,
     "phi": phi,
     "recompose": recompose,
-    "vjp": lambda B, G: inv(split(B)[0]).conj().T @ phi(B, G) @ inv(split(B)[1]).conj().T,
-    "jvp": lambda B, G: recompose(B, inv(split(B)[0]) @ G @ inv(split(B)[1])),
 }
 
 

@@ -16,6 +16,7 @@ from triton_lu_kernels import launch, warp
 from triton_lu_kernels.launch import Launch, Strided
 from triton_lu_kernels.permutation import permutation_kernel
 
+import triton_lu
 from benchmarks.host import SilentDevice, silent
 from tests.support.matrices import problem
 from triton_lu import plan, registration, triton_backend
@@ -57,7 +58,16 @@ def device():
 
 def arguments(name, m, n, dtype=torch.float32, batch=2):
     LU, pivots, X = problem(batch, m, n, dtype)
-    return {"factor": (X,), "permutation": (pivots, m)}.get(name, (LU, pivots, X))
+    others = {
+        "factor": (X,),
+        "slogdet": (X,),
+        "inv_ex": (X,),
+        "permutation": (pivots, m),
+        "inverse": (X, LU, pivots),
+        "lu_solve": (LU, pivots, X, False, False),
+        "solve_ex": (X, LU, True),
+    }
+    return others.get(name, (LU, pivots, X))
 
 
 def launches(device, name, args):
@@ -78,7 +88,7 @@ def launches(device, name, args):
 
 
 def number_of_prepared():
-    return sum(prepared is not None for prepared in registration.prepared_calls.values())
+    return sum(isinstance(prepared, launch.Prepared) for prepared in registration.prepared_calls.values())
 
 
 def prepared(device, *call):
@@ -125,6 +135,11 @@ def check(device, calls):
         ("vjp", 40, 35, torch.float32, 1),
         ("curvature", 3, 3, torch.complex64, 1),
         ("curvature", 40, 35, torch.float32, 2),
+        ("slogdet", 3, 3, torch.complex64, 1),
+        ("inverse", 4, 4, torch.complex64, 1),
+        ("inv_ex", 5, 5, torch.float32, 2),
+        ("lu_solve", 4, 4, torch.float32, 1),
+        ("solve_ex", 3, 3, torch.complex64, 2),
     ],
     ids=str,
 )
@@ -302,6 +317,18 @@ def test_a_call_that_does_more_than_launch_is_not_kept(device, monkeypatch):
     assert not number_of_prepared()
 
 
+def test_a_call_that_is_not_kept_is_recorded_once(device, monkeypatch):
+    """Here the solution of a broadcast system, which no kernel finds."""
+    recorded, recording = [], launch.Recording
+    monkeypatch.setattr(launch, "Recording", lambda args: recorded.append(args) or recording(args))
+    LU, pivots, B = problem(2, 4, 4, torch.float32)
+    with triton_lu.backend("triton"):
+        found = [torch.ops.triton_lu.lu_solve(LU, pivots, B[:1], True, False) for _ in range(4)]
+    assert len(recorded) == 1
+    expected = torch.linalg.lu_solve(LU, pivots, B[:1])
+    assert all(torch.equal(X, expected) for X in found)
+
+
 def test_a_call_that_fills_what_it_allocates_is_not_kept(device, monkeypatch):
     def zeros(A):
         return torch.empty_like(A).zero_()
@@ -323,7 +350,7 @@ def test_tensors_that_a_kernel_takes_in_another_form(device, monkeypatch):
 
 
 def test_what_is_kept_is_limited(device, monkeypatch):
-    monkeypatch.setattr(registration, "MOST", 3)
+    monkeypatch.setattr(registration, "MOST_PREPARED", 3)
     for batch in range(1, 9):
         for _ in range(3):
             launches(device, "vjp", arguments("vjp", 4, 4, batch=batch))

@@ -24,7 +24,7 @@ def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: C
     """Measures and saves what concerns this kind of device."""
     if device.type == "cuda" and (reason := hardware.obstacle(device)):
         raise InputError(f"there are no kernels on {device} to calibrate: {reason}")
-    measured = kernel_sizes(device, clockmaker, seconds) if device.type == "cuda" else blocks(clockmaker, seconds)
+    measured = kernel_sizes(device, clockmaker, seconds) if device.type == "cuda" else block_widths(clockmaker, seconds)
     values = {}
     for name, value in measured:
         console.print(f"{name}: {value}")
@@ -36,7 +36,7 @@ def run(device: torch.device, clockmaker: Clockmaker, seconds: float, console: C
     console.print(f"wrote {calibration.path()}")
 
 
-def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
+def block_widths(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
     """The best width of the blocks in ATen's sweep, of those that are not narrower than the plan's own."""
     for dtype, kind, k in product(DTYPES, ("single", "batch"), SIZES):
         batch = 1 if kind == "single" else max(2, 2**20 // k**2)
@@ -45,7 +45,7 @@ def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
             continue
         problem = Problem("backward", Size(batch, k, k), dtype)
         LU, G = torch.linalg.lu_factor_ex(problem.matrices()).LU, problem.gaussian(1)
-        arguments = torch.empty_like(G), G, LU, plan.blocks(batch, k, k, dtype, "cpu").span
+        arguments = torch.empty_like(G), G, LU, plan.widths(batch, k, k, dtype, "cpu").span
         widths = [default, *(width for width in WIDTHS if default < width <= k)]
         clocks = {str(width): clockmaker(partial(_sweep, *arguments, width)) for width in widths}
         timings = interleaved(clocks, limit_seconds=seconds)
@@ -55,7 +55,7 @@ def blocks(clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
 
 
 def _sweep(X: torch.Tensor, G: torch.Tensor, LU: torch.Tensor, span: int, block: int) -> None:
-    aten_backend._vjp_sweep_(X.copy_(G), LU, plan.Blocks(block, max(span, block)))
+    aten_backend._vjp_sweep_(X.copy_(G), LU, plan.Widths(block, max(span, block)))
 
 
 def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:

@@ -16,4 +16,4 @@ def served_by(A: Tensor) -> str:
     batch = A.shape[:-2].numel()
     if small := plan.in_numpy("vjp", batch, m, n, A.dtype, A.device.type):
         return "NumPy, " + {"block": "one block", "columns": "column by column"}[small]
-    return f"ATen sweep, blocks {min(m, n, plan.blocks(batch, m, n, A.dtype, A.device.type).block)}"
+    return f"ATen sweep, blocks {min(m, n, plan.widths(batch, m, n, A.dtype, A.device.type).block)}"

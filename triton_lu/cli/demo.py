@@ -100,10 +100,15 @@ def row(name: str, A: Tensor) -> list[str]:
     return [
         "\n".join([name, f"{shape} {dtype}", *_complaints(finite, infos)]),
         *errors,
-        f"{1e3 * times['own'].median:.3g} ms\n{times['theirs'].ratio(times['own']):.2f}× faster",
-        f"{decimal(memory)}\n{their_memory / memory:.2f}× less",
+        f"{1e3 * times['own'].median:.3g} ms\n{_factor(times['theirs'].ratio(times['own']), 'faster', 'slower')}",
+        f"{decimal(memory)}\n{_factor(their_memory / memory, 'less', 'more')}",
         served_by(A).replace(", ", "\n"),
     ]
+
+
+def _factor(ratio: float, above: str, below: str) -> str:
+    """How many times, in words for ratios above one and below."""
+    return f"{ratio:.2f}× {above}" if ratio >= 1 else f"{1 / ratio:.2f}× {below}"
 
 
 def _complaints(finite: Tensor, infos: Tensor, shown: int = 3) -> Iterator[str]:

@@ -86,6 +86,8 @@ def _to_tensor(name: str, array: object) -> Tensor:
         raise array
     if not isinstance(array, (np.ndarray, Tensor)):
         raise InputError(f"{name} is no array")
+    if isinstance(array, Tensor) and array.is_nested:  # which has no shape
+        raise InputError(f"{name} is no dense tensor")
     if array.ndim < 2 or 0 in array.shape:
         raise InputError(
             f"expected a matrix or a batch of matrices with elements; {name} has shape {tuple(array.shape)}"

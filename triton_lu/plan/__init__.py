@@ -7,11 +7,20 @@ device's calibration: within a process the same problem always runs the same way
 import torch
 
 from triton_lu.plan import cpu, gpu
-from triton_lu.plan.cpu import CACHED, PANEL, PIVOTS, Blocks, default_block, elimination, solve_by_rows, triangle_panel
+from triton_lu.plan.cpu import (
+    CACHED,
+    PANEL,
+    UNPIVOTED_PANEL,
+    Widths,
+    default_block,
+    elimination,
+    solve_by_rows,
+    triangle_panel,
+)
 from triton_lu.plan.gpu import (
-    ATEN_FROM,
     MULTIPROCESSORS,
     ORDER,
+    PRODUCTS_FROM,
     SUBSTITUTION,
     Curvature,
     Factor,
@@ -22,21 +31,19 @@ from triton_lu.plan.gpu import (
     Order,
     Sweep,
     Tile,
-    TwoByTwo,
     Warp,
     kernel,
     kernel_pays,
 )
 
 __all__ = [
-    "ATEN_FROM",
     "CACHED",
     "MULTIPROCESSORS",
     "ORDER",
     "PANEL",
-    "PIVOTS",
+    "PRODUCTS_FROM",
     "SUBSTITUTION",
-    "Blocks",
+    "UNPIVOTED_PANEL",
     "Curvature",
     "Factor",
     "FactorBlocks",
@@ -46,10 +53,9 @@ __all__ = [
     "Order",
     "Sweep",
     "Tile",
-    "TwoByTwo",
     "Warp",
+    "Widths",
     "block_of_products",
-    "blocks",
     "by_inverse",
     "default_block",
     "elimination",
@@ -61,6 +67,7 @@ __all__ = [
     "permutation",
     "solve_by_rows",
     "triangle_panel",
+    "widths",
 ]
 
 
@@ -69,9 +76,9 @@ def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype, device: 
     return cpu.in_numpy(name, batch, m, n, dtype) if device == "cpu" else None
 
 
-def blocks(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Blocks:
+def widths(batch: int, m: int, n: int, dtype: torch.dtype, device: str) -> Widths:
     """The sweep in ATen operations for `batch` matrices of m×n."""
-    return gpu.blocks(min(m, n)) if device == "cuda" else cpu.blocks(batch, m, n, dtype)
+    return gpu.widths(min(m, n)) if device == "cuda" else cpu.widths(batch, m, n, dtype)
 
 
 def by_inverse(
@@ -88,7 +95,7 @@ def block_of_products(name: str, m: int, n: int, dtype: torch.dtype, device: str
 
 def inverse_by_adjoint(n: int, device: str) -> bool:
     """Whether A⁻¹ is found as the adjoint of A⁻ᴴ."""
-    return device == "cpu" and n > cpu.INVERSE
+    return device == "cpu" and n > cpu.DIRECT_INVERSE
 
 
 def one_by_one(shape: torch.Size, device: str) -> bool:

@@ -26,7 +26,7 @@ def in_numpy(name: str, batch: int, m: int, n: int, dtype: torch.dtype) -> str |
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Widths:
     """A sweep over the diagonal in ATen operations.
 
     block: the width of the diagonal blocks.
@@ -37,7 +37,7 @@ class Blocks:
     span: int
 
 
-def blocks(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocks:
+def widths(batch: int, m: int, n: int, dtype: torch.dtype) -> Widths:
     """The sweep for `batch` matrices of m×n.
 
     Spans of one block take 4/3 n³ operations instead of 2 n³, and have larger rounding errors.
@@ -48,8 +48,8 @@ def blocks(batch: int, m: int, n: int, dtype: torch.dtype) -> Blocks:
         block = max(block, calibration.value(torch.device("cpu"), calibration.block(dtype, batch, k), block))
     smallest = 0 if batch == 1 else 128 if dtype.is_complex else 256  # up to there errors are within 2.6 of PyTorch's
     if k <= smallest or (dtype in (torch.float64, torch.complex128) and k > 512):  # where there are digits to spare
-        return Blocks(block, block)
-    return Blocks(block, k)
+        return Widths(block, block)
+    return Widths(block, k)
 
 
 def default_block(batch: int, k: int) -> int:
@@ -102,8 +102,8 @@ def one_by_one(shape: torch.Size) -> bool:
     return len(shape) > 2 and max(m, n) > 128 and m * n >= 8192
 
 
-INVERSE = 64  # the largest n with A⁻¹ from A X = I: LAPACK solves Aᴴ X = I in 0.7 of the time at 128, in half at 512
-PIVOTS = 32  # columns that LAPACK eliminates without exchanges at once: the exponents of double allow no more
+DIRECT_INVERSE = 64  # the largest n with A⁻¹ from A X = I: Aᴴ X = I takes LAPACK 0.7 of the time at 128, half at 512
+UNPIVOTED_PANEL = 32  # columns that LAPACK eliminates without exchanges at once: the exponents of double allow no more
 
 
 def elimination(batch: int, m: int, n: int) -> tuple[str, int]:

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 import torch
 
 from triton_lu import calibration
-from triton_lu.plan.cpu import Blocks
+from triton_lu.plan.cpu import Widths
 
-ATEN_FROM = 2048  # rows or columns from which on the maps are ATen's, which was faster on an H100
+# Rows or columns from which on a map is products: its kernels are estimated to take longer from there on.
+PRODUCTS_FROM = {"vjp": 1024, "jvp": 1024, "curvature": 1536}
 SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
-def blocks(k: int) -> Blocks:
+def widths(k: int) -> Widths:
     """The sweep in ATen operations for k = min(m, n) of small matrices: one block, for every operation costs time."""
-    return Blocks(max(2, k), k)
+    return Widths(max(2, k), k)
 
 
 def block_of_products(name: str, m: int, n: int, dtype: torch.dtype) -> int | None:
@@ -38,14 +39,6 @@ class Warp:
     """A kernel for matrices up to 16×16: one row per lane, some matrices per program."""
 
     matrices: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class TwoByTwo:
-    """A kernel for matrices up to 32×32: one per program. registers: of a thread, at most."""
-
-    registers: int
     num_warps: int
 
 
@@ -107,16 +100,11 @@ class FactorBlocks:
 class Tile:
     """A kernel for matrices up to 128×128: one per program.
 
-    block: the width of the diagonal blocks.
-    rows: how many are taken at a time.
-    registers: of a thread, at most. With 168 instead of 255 twelve programs of one warp fit on a multiprocessor
-        instead of eight.
+    registers: of a thread, at most. With 128 instead of 168 sixteen warps fit on a multiprocessor instead of twelve.
     """
 
-    block: int
-    rows: int
-    registers: int
     num_warps: int
+    registers: int = 128
 
 
 @dataclass(frozen=True)
@@ -158,7 +146,7 @@ _SWEEP = {  # blocks as wide as the registers hold: with half the width there ar
 }
 
 
-Kernel = Factor | FactorBlocks | Inverse | LuSolve | Warp | TwoByTwo | Tile | Sweep | Curvature
+Kernel = Factor | FactorBlocks | Inverse | LuSolve | Warp | Tile | Sweep | Curvature
 
 
 def kernel(
@@ -170,29 +158,31 @@ def kernel(
         return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "slogdet":
         return _factor(largest, dtype)
-    if name in ("lu_solve", "solve"):  # of m×m, with n right-hand sides
+    if name in ("lu_solve", "solve", "solve_ex"):  # of m×m, with n right-hand sides
         return _lu_solve(m, n, dtype) if largest <= 32 else None
-    if name == "inverse":
+    if name in ("inverse", "inv_ex"):
         return _inverse(largest, dtype)
     if name not in ("vjp", "jvp", "curvature"):
         return None
     if name == "curvature" and largest > 16:
         return _curvature(largest, dtype)
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
-        return _sweep(batch, m, n, dtype, multiprocessors) if largest < ATEN_FROM else None
-    if largest > 32:
-        if dtype == torch.float64 and largest > 64:  # wide blocks read half as often from the L2 cache, the limit there
-            return Tile(block=32, rows=32, registers=255, num_warps=2)
-        if dtype.is_complex:  # with 168 registers it spills more than the L1 cache holds
-            return Tile(block=16, rows=16, registers=255, num_warps=2 if dtype == torch.complex128 else 1)
-        return Tile(block=16, rows=32 if dtype == torch.float32 else 16, registers=168, num_warps=1)
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
-        return TwoByTwo(registers=168 if dtype == torch.float32 else 255, num_warps=1)  # twelve programs, or eight
+        return _tile(largest, dtype)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
         return Warp(matrices=4, num_warps=1) if dtype == torch.complex128 else Warp(matrices=16, num_warps=4)
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
+
+
+def _tile(largest: int, dtype: torch.dtype) -> Tile:
+    """The kernel of the maps for matrices of at most `largest` rows and columns, from 17 on.
+
+    A second warp shares what the first one reads, where three matrices per warp do not fit the L1 cache.
+    """
+    return Tile(num_warps=1 if largest <= 64 else 2)
 
 
 def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
@@ -208,15 +198,18 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
         return Curvature(block=16, terms=16, num_warps=1)
     if largest > 32:
         chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-        return chosen if largest < ATEN_FROM else None
+        return chosen if largest < PRODUCTS_FROM["curvature"] else None
     return Curvature(block=32, terms=32, num_warps=1)
 
 
 def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
-    """The sweep for `batch` matrices of m×n: sums are split where there are too few tiles."""
+    """The sweep for `batch` matrices of m×n: where there are too few tiles sums are split, and more warps shorten what
+    all programs wait for. Neither changes bits."""
     chosen = _SWEEP[dtype]
     tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    return replace(chosen, split=batch * tiles <= multiprocessors)
+    if batch * tiles > multiprocessors:
+        return chosen
+    return replace(chosen, split=True, num_warps=8 if dtype == torch.float32 else chosen.num_warps)
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
@@ -247,8 +240,14 @@ def _inverse(largest: int, dtype: torch.dtype) -> Inverse | None:
     return Inverse(matrices=128 // size, num_warps=4)  # a column per lane
 
 
-def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve:
-    """The kernel of solutions with matrices of n rows, at most 32."""
+def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve | None:
+    """The kernel of solutions with matrices of n rows, at most 32.
+
+    From 17 rows on up to 64 bytes of right-hand sides in a row. With those it is estimated to take 0.9 to 1.24 times as
+    long as a copy of what ATen must move (LU, and the right-hand sides four times), with twice as many up to 2.2 times.
+    """
+    if n > 16 and right_hand_sides * dtype.itemsize > 64:
+        return None
     size = max(2, 1 << (n - 1).bit_length())
     cols = min(1 << max(right_hand_sides - 1, 0).bit_length(), 32 * 4 // dtype.itemsize)  # in registers, with LU
     return LuSolve(matrices=32 // size, cols=cols, num_warps=1)
