@@ -56,7 +56,7 @@ class Matrix(NamedTuple):
     rows, cols: how many there are
     COMPONENTS: reals of a field element
     V: entries of 16 bytes
-    NEAR: whether neighbours are those in a column (0) or in a row (1), V of them aligned; 2: neither
+    NEAR: whether neighbours are those in a column (0) or in a row (1), V of them aligned, V > 1; 2: neither
     RAGGED: whether tiles may lead out of the matrix
     """
 
@@ -112,15 +112,6 @@ def columns(first, V: tl.constexpr):
 
 
 @triton.jit
-def _form(x, TRANSPOSED: tl.constexpr, PERMUTED: tl.constexpr):
-    """Where a lane finds neighbours in a tile: in its columns (0), in its rows (1), or nowhere."""
-    if x.V == 1 or x.NEAR == 2 or (PERMUTED and x.NEAR == 0):
-        return 2
-    else:
-        return x.NEAR if not TRANSPOSED else 1 - x.NEAR
-
-
-@triton.jit
 def _near_columns(j, V: tl.constexpr, C: tl.constexpr):
     """[4 / V, 1, W, 1, 4 V C]: the reals of 16 neighbours in a row from column j on."""
     chunk = tl.arange(0, 4 // V)[:, None, None, None, None] * (4 * V * C)
@@ -136,9 +127,11 @@ def _near_rows(i, V: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def _pointers(x, row, col, i, j, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
+def _pointers(x, row, col, places, i, j, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
     """To the reals of a tile, in a shape that ends with lanes, 8 (g) x 4 (t), and neighbours."""
     C: tl.constexpr = x.COMPONENTS
+    row = row if TRANSPOSED or places is None else places
+    col = places if TRANSPOSED and places is not None else col
     row_offset = row * (x.col_stride if TRANSPOSED else x.row_stride)
     col_offset = col * (x.row_stride if TRANSPOSED else x.col_stride)
     if FORM == 1:  # [4 / V, 2 (r), W, 8, 4 V C]
@@ -153,7 +146,7 @@ def _pointers(x, row, col, i, j, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
 
 @triton.jit
 def _mask(x, row, col, i, j, there, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """Which of the reals of a tile exist; None: all."""
+    """Which of the reals of a tile exist."""
     C: tl.constexpr = x.COMPONENTS
     V: tl.constexpr = x.V
     end_row = x.cols if TRANSPOSED else x.rows
@@ -166,11 +159,9 @@ def _mask(x, row, col, i, j, there, TRANSPOSED: tl.constexpr, FORM: tl.constexpr
         else:
             mask = (row < end_row)[None, :, :, :, None, None] & (col < end_col)[:, None, :, None, :, None]
         return mask if there is None else mask & _like(there, FORM)
-    elif i.shape[0] > 1:  # a warp may be beyond the end
+    else:  # all of a tile, or nothing: a warp may be beyond the end
         exists = (i < end_row) & (j < end_col)
         return _like(exists if there is None else exists & there, FORM)
-    else:
-        return None if there is None else _like(there, FORM)
 
 
 @triton.jit
@@ -194,20 +185,21 @@ def _rename(x, SHAPE: tl.constexpr, ORDER: tl.constexpr, RESULT: tl.constexpr):
 
 @triton.jit
 def load(x, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=None, RESULT: tl.constexpr = False):
-    """The tiles at (i, j) [W] of x, or of its transpose, as factors or RESULTs; zeros where nothing exists, or not
-    `there` [W]. With `places`, a permutation of the rows of x at `rows(i)`, or if TRANSPOSED at `columns(j)`."""
+    """The tiles at (i, j) [W] of x, or of its transpose, as factors or RESULTs; zeros where nothing exists, or, of
+    several warps, not `there` [W]. With `places`, a permutation of the rows of x at `rows(i)`, or if TRANSPOSED at
+    `columns(j)`."""
     C: tl.constexpr = x.COMPONENTS
     V: tl.constexpr = x.V
     W: tl.constexpr = i.shape[0]
-    FORM: tl.constexpr = _form(x, TRANSPOSED, places is not None)
+    ALONE: tl.constexpr = x.NEAR == 2 or (x.NEAR == 0 and places is not None)
+    FORM: tl.constexpr = 2 if ALONE else 1 - x.NEAR if TRANSPOSED else x.NEAR  # NEAR of the tile
     row = rows(i, V)
     col = columns(j, V)
-    mask = _mask(x, row, col, i, j, there, TRANSPOSED, FORM)
-    if places is not None:
-        row = row if TRANSPOSED else places
-        col = places if TRANSPOSED else col
-    pointers = _pointers(x, row, col, i, j, TRANSPOSED, FORM)
-    reals = tl.load(pointers) if mask is None else tl.load(pointers, mask, other=0.0)
+    pointers = _pointers(x, row, col, places, i, j, TRANSPOSED, FORM)
+    if x.RAGGED or W > 1:
+        reals = tl.load(pointers, _mask(x, row, col, i, j, there, TRANSPOSED, FORM), other=0.0)
+    else:
+        reals = tl.load(pointers)
     if C == 1:
         tile = (reals,)
     else:
@@ -231,7 +223,8 @@ def store(x, result, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=
     C: tl.constexpr = x.COMPONENTS
     V: tl.constexpr = x.V
     W: tl.constexpr = i.shape[0]
-    FORM: tl.constexpr = _form(x, TRANSPOSED, places is not None)
+    ALONE: tl.constexpr = x.NEAR == 2 or (x.NEAR == 0 and places is not None)
+    FORM: tl.constexpr = 2 if ALONE else 1 - x.NEAR if TRANSPOSED else x.NEAR  # NEAR of the tile
     if FORM == 1 and V == 4:
         tile = _rename(result, (W, 2, 8, 2, 4, 2), (1, 0, 2, 4, 5, 3), (1, 2, W, 8, 16))
     elif FORM == 1:
@@ -246,11 +239,11 @@ def store(x, result, i, j, TRANSPOSED: tl.constexpr = False, places=None, there=
         reals = tl.reshape(tl.join(reals, tile[1]), SHAPE)
     row = rows(i, V)
     col = columns(j, V)
-    mask = _mask(x, row, col, i, j, there, TRANSPOSED, FORM)
-    if places is not None:
-        row = row if TRANSPOSED else places
-        col = places if TRANSPOSED else col
-    tl.store(_pointers(x, row, col, i, j, TRANSPOSED, FORM), reals, mask)
+    pointers = _pointers(x, row, col, places, i, j, TRANSPOSED, FORM)
+    if x.RAGGED or W > 1:
+        tl.store(pointers, reals, _mask(x, row, col, i, j, there, TRANSPOSED, FORM))
+    else:
+        tl.store(pointers, reals)
 
 
 @triton.jit

@@ -32,7 +32,7 @@ def kernel(
     row_stride = C if NEAR == 0 else 48 * C
     col_stride = 48 * C if NEAR == 0 else C
     run(
-        fragments.Matrix(out, 48 * C, C, m, n, C, V, 1, RAGGED),
+        fragments.Matrix(out, 48 * C, C, m, n, C, V, 1 if V > 1 else 2, RAGGED),
         fragments.Matrix(x, row_stride, col_stride, m, n, C, V, NEAR, RAGGED),
         fragments.Matrix(y, row_stride, col_stride, m, n, C, V, NEAR, RAGGED),
         order,
