@@ -18,7 +18,6 @@ plan of kernels takes the host's time and the launches', one of products the lon
 operation are the host's already.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ from benchmarks.kernels import GPUS, permuted, problem, ptxrun
 from triton_lu import aten_backend, plan
 from triton_lu import products as products_backend
 from triton_lu.bench.problems import Size
-from triton_lu.command import add_output, dtype_name, exit_code, new_file
+from triton_lu.command import Parser, add_output, dtype_name, exit_code, new_file
 
 SIZES = (256, 512, 1024, 1536, 2048, 4096, 8192)
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -59,7 +58,7 @@ MEASURED_MS = {  # PyTorch's backward
     torch.float64: {2048: 2.8, 4096: 13.4},
 }
 NOT_COUNTED = {"alias", "detach", "device", "empty", "empty_like", "empty_permuted", "linalg_lu_factor_ex"}
-TURNS, CALLS = 10, 10  # in each turn, of what the host is measured in
+TURNS, CALLS = 40, 10  # in each turn, of what the host is measured in
 
 
 class Costs(TorchDispatchMode):
@@ -244,7 +243,7 @@ def row(name: str, n: int, dtype: torch.dtype) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.large", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.large", description=__doc__)
     parser.add_argument("--maps", nargs="+", default=[*MAPS], choices=[*MAPS])
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N")
     parser.add_argument("--dtypes", nargs="+", default=[*map(dtype_name, DTYPES)], choices=[*map(dtype_name, DTYPES)])

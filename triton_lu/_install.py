@@ -35,8 +35,8 @@ def install(only: Collection[str] = FAMILY) -> None:
     torch.linalg.solve ... are made of them), TorchScript, C++ and the backwards of other operators. Forward and
     backward, autograd, torch.func and torch.compile.
 
-    Where nothing is differentiated and the result would be PyTorch's own (`lu_solve`'s anywhere,
-    and on a CPU, with pivots, all others but `det`'s), its own operator runs, and takes 3 µs longer.
+    Where nothing is differentiated and the result would be PyTorch's own (`lu_solve`'s anywhere, and on a CPU,
+    with pivots, all others but `det`'s), its own operator runs, and takes 3 µs longer.
 
     Args:
         only: which of these five; all by default.

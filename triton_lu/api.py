@@ -149,8 +149,11 @@ def factorization(name: str, A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Te
 
 
 def by_columns(A: Tensor) -> Tensor:
-    """Aᵀ in the place of A, which has the same determinant, where LAPACK, which takes columns, would copy A."""
-    return A.mT if A.is_cpu and A.is_contiguous() else A
+    """Aᵀ in the place of A, which has the same determinant, where LAPACK, which takes columns, would copy A.
+
+    Of complex matrices A, as PyTorch does: a view of a lazy conjugate loses the layout of vmapped tangents (2.14).
+    """
+    return A.mT if A.is_cpu and A.is_contiguous() and not A.is_complex() else A
 
 
 def solution(name: str, A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
