@@ -243,7 +243,7 @@ def _inverse(largest: int, dtype: torch.dtype) -> Inverse | None:
 def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve | None:
     """The kernel of solutions with matrices of n rows, at most 32.
 
-    From 17 rows on up to 64 bytes of right-hand sides in a row. With those it is estimated to take 0.9 to 1.15 times as
+    From 17 rows on up to 64 bytes of right-hand sides in a row. With those it is estimated to take 0.9 to 1.24 times as
     long as a copy of what ATen must move (LU, and the right-hand sides four times), with twice as many up to 2.2 times.
     """
     if n > 16 and right_hand_sides * dtype.itemsize > 64:
