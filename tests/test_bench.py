@@ -586,6 +586,17 @@ def test_kernels_are_used_up_to_the_size_calibrated_on_their_gpu(file, monkeypat
     assert [pays("vjp", 16, 16, device=device) for device in (first, second)] == [True, False]
 
 
+def test_one_matrix_is_calibrated_by_itself(file, monkeypatch):
+    """Larger than is factored without blocks, it is the library's unless a calibration says otherwise."""
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    pays = partial(plan.kernel_pays, "factor", dtype=torch.float32, device=gpu)
+    assert [pays(256, 256, batch=batch) for batch in (1, 2)] == [False, True]
+    calibration.write(gpu, {"kernel factor float32": 128, "kernel factor float32 single": 256})
+    assert [pays(256, 256, batch=batch) for batch in (1, 2)] == [True, False]
+    assert not pays(257, 257, batch=1)
+
+
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="fake CUDA tensors need a PyTorch built for CUDA")
 def test_an_operator_asks_for_the_gpu_of_its_tensor(file, monkeypatch):
     monkeypatch.setattr(hardware, "obstacle", lambda device: None)
@@ -737,7 +748,8 @@ def test_calibration_of_the_kernels(monkeypatch):
     monkeypatch.setattr(plan, "kernel", lambda name, m, n, dtype: plan.Warp(2, 4) if n <= 32 else None)
     faster_to_16 = constant_clocks(*(1.0, 2.0) * 3, 2.0, 1.0)  # kernel and ATen, at 4, 8, 16 and 32
     measured = dict(calibrate.kernel_sizes(CPU, faster_to_16, 0))
-    assert measured == {f"kernel {name} float64": 16 for name in ("factor", "vjp", "jvp", "curvature")}
+    names = ("factor float64", "vjp float64", "jvp float64", "curvature float64", "factor float64 single")
+    assert measured == {f"kernel {name}": 16 for name in names}
     faster = dict(calibrate.kernel_sizes(CPU, constant_clocks(1.0, 2.0), 0))  # also at the largest: no limit is known
     assert set(faster.values()) == {calibration.LARGEST}
     slower = dict(calibrate.kernel_sizes(CPU, constant_clocks(2.0, 1.0), 0))
@@ -760,7 +772,7 @@ def test_kernels_and_aten_are_what_is_timed(monkeypatch):
         function = getattr(aten_backend, name)
         monkeypatch.setattr(aten_backend, name, lambda *args, f=function: choices.append(current()) or f(*args))
     dict(calibrate.kernel_sizes(CPU, clockmaker, 0))
-    assert choices == ["triton", "aten"] * 4
+    assert choices == ["triton", "aten"] * 5
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path):

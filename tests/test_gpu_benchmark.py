@@ -16,13 +16,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import host, times
+from benchmarks import host
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import counters, dry, stages, summary
 from benchmarks.gpu.processes import RowError, Worker
 from benchmarks.gpu.stages import ALL, Stage, Task
 from benchmarks.gpu.table import Table
-from triton_lu import plan
+from triton_lu import calibration, plan
 from triton_lu.bench import run
 
 ROOT = Path(__file__).parents[1]
@@ -418,4 +418,4 @@ def test_a_killed_dry_run_keeps_its_rows_and_goes_on(tmp_path):
     assert set(json.loads((tmp_path / "calibration.json").read_text())) == set(tables["calibration"].name)
     assert "passed" in (tmp_path / "tests.txt").read_text()
     assert len(list(tmp_path.iterdir())) == 8
-    assert tuple(tables["calibration"].name.str.split().str[1]) == times.KERNELS
+    assert tuple(tables["calibration"].name.str.split().str[1]) == (*calibration.KERNELS, "factor")

@@ -6,7 +6,8 @@ every machine, identified by device and versions, it holds integers by name:
 
     block DTYPE single|batch K              width of the blocks in ATen's sweep for min(m, n) in (K/2, K], K a power
                                             of two
-    kernel factor|vjp|jvp|curvature DTYPE   largest max(m, n) for which the kernel is faster than ATen
+    kernel factor|vjp|jvp|curvature DTYPE   largest max(m, n) for which the kernel is faster than ATen, for batches
+    kernel factor DTYPE single              the same for one matrix
 
 The files of the package, calibrations/GPU.json, hold the numbers of a GPU, for every version of PyTorch and Triton.
 """
@@ -33,7 +34,9 @@ SHIPPED = files("triton_lu") / "calibrations"
 _log = logging.getLogger(__name__)
 
 _DTYPE = "(float32|float64|complex64|complex128)"
-_NAME = re.compile(rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel ({'|'.join(KERNELS)}) {_DTYPE}")
+_NAME = re.compile(
+    rf"block {_DTYPE} (single|batch) [1-9]\d*|kernel ({'|'.join(KERNELS)}) {_DTYPE}|kernel factor {_DTYPE} single"
+)
 
 
 def block(dtype: torch.dtype, batch: int, k: int) -> str:
@@ -41,9 +44,9 @@ def block(dtype: torch.dtype, batch: int, k: int) -> str:
     return f"block {str(dtype)[6:]} {'single' if batch == 1 else 'batch'} {1 << (k - 1).bit_length()}"
 
 
-def kernel(name: str, dtype: torch.dtype) -> str:
-    """The name of the largest size of a kernel."""
-    return f"kernel {name} {str(dtype)[6:]}"
+def kernel(name: str, dtype: torch.dtype, *, single: bool) -> str:
+    """The name of the largest size of a kernel, for one matrix alone or for batches."""
+    return f"kernel {name} {str(dtype)[6:]}{' single' if single else ''}"
 
 
 def value(device: torch.device, name: str, default: int) -> int:

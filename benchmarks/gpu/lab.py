@@ -110,8 +110,9 @@ def host(lab: Lab, call: str, shape: Size) -> list[Row]:
     return [{"host_us": median(found), "host_us_least": min(found)}]
 
 
-def crossover(lab: Lab, name: str, dtype: torch.dtype) -> list[Row]:
-    return [{"largest": calibrate.crossover(name, dtype, lab.device, lab.clockmakers[run.EVENTS], seconds=0.1)}]
+def crossover(lab: Lab, name: str, single: bool, dtype: torch.dtype) -> list[Row]:
+    clockmaker = lab.clockmakers[run.EVENTS]
+    return [{"largest": calibrate.crossover(name, dtype, lab.device, clockmaker, seconds=0.1, single=single)}]
 
 
 def launches(lab: Lab, cases: list[Case]) -> None:

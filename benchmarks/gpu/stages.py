@@ -252,8 +252,8 @@ def run_tests(arguments: Sequence[str], file: Path, sources: str, seconds: float
 
 
 def _calibration(extent: Extent) -> Iterator[Task]:
-    for dtype, name in product(extent.dtypes, KERNELS):
-        row = {"name": calibration.kernel(name, dtype)}
-        sizes = [problem.size for problem in calibrate.problems(name, dtype, extent.device)]
+    for dtype, (name, single) in product(extent.dtypes, calibrate.KERNELS):
+        row = {"name": calibration.kernel(name, dtype, single=single)}
+        sizes = [problem.size for problem in calibrate.problems(name, dtype, extent.device, single=single)]
         needed = [(name, size, dtype, plan.kernel(name, size.m, size.n, dtype, size.batch)) for size in sizes]
-        yield Task(row, lab.crossover, (name, dtype), cases=needed, seconds=5)
+        yield Task(row, lab.crossover, (name, single, dtype), cases=needed, seconds=5)

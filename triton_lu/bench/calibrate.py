@@ -17,6 +17,7 @@ from triton_lu.validation import DTYPES
 SIZES = (32, 64, 128, 256, 512, 1024)
 WIDTHS = (32, 64, 128, 256, 512)
 BATCH = 2**22  # elements of a batch that fills a GPU
+KERNELS = (*((name, False) for name in calibration.KERNELS), ("factor", True))  # and whether of one matrix alone
 GAIN = 1.05  # what is worth another plan than the default's
 
 
@@ -60,17 +61,20 @@ def _sweep(X: torch.Tensor, G: torch.Tensor, LU: torch.Tensor, span: int, block:
 
 def kernel_sizes(device: torch.device, clockmaker: Clockmaker, seconds: float) -> Iterator[tuple[str, int]]:
     """The crossover of every kernel."""
-    for name, dtype in product(calibration.KERNELS, DTYPES):
-        yield calibration.kernel(name, dtype), crossover(name, dtype, device, clockmaker, seconds)
+    for (name, single), dtype in product(KERNELS, DTYPES):
+        found = crossover(name, dtype, device, clockmaker, seconds, single=single)
+        yield calibration.kernel(name, dtype, single=single), found
 
 
-def crossover(name: str, dtype: torch.dtype, device: torch.device, clockmaker: Clockmaker, seconds: float) -> int:
-    """The largest size for which a kernel is faster than ATen, for batches that fill the device.
+def crossover(
+    name: str, dtype: torch.dtype, device: torch.device, clockmaker: Clockmaker, seconds: float, *, single: bool
+) -> int:
+    """The largest size for which a kernel is faster than ATen, for one matrix or batches that fill the device.
 
     Without a limit if that is the largest one that is measured: beyond, plans are the defaults.
     """
     largest = n = 0
-    for problem in problems(name, dtype, device.type):
+    for problem in problems(name, dtype, device.type, single=single):
         n = problem.size.n
         A, G = problem.matrices(), problem.gaussian(1)
         LU, pivots, _ = torch.linalg.lu_factor_ex(A)
@@ -85,7 +89,7 @@ def crossover(name: str, dtype: torch.dtype, device: torch.device, clockmaker: C
     return calibration.LARGEST if 0 < n == largest else largest
 
 
-def problems(name: str, dtype: torch.dtype, device: str) -> list[Problem]:
+def problems(name: str, dtype: torch.dtype, device: str, *, single: bool) -> list[Problem]:
     """On which a kernel is compared with ATen."""
     sizes = [n for n in (4, 8, 16, *SIZES) if plan.kernel(name, n, n, dtype) is not None]
-    return [Problem("backward", Size(max(1, BATCH // n**2), n, n), dtype, device) for n in sizes]
+    return [Problem("backward", Size(1 if single else max(1, BATCH // n**2), n, n), dtype, device) for n in sizes]

@@ -280,10 +280,10 @@ def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device, batch: int = 2) -> bool:
     """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always.
 
-    But one matrix alone is factored in blocks of columns by a single program at a time: cuSOLVER has not been measured
-    beside that.
+    But one matrix alone is factored in blocks of columns by a single program at a time: without a calibration that is
+    cuSOLVER's, which has not been measured beside it.
     """
     largest = max(m, n)
-    if name == "factor" and batch == 1 and _factor(largest, dtype) is None:
-        return False
-    return largest <= calibration.value(device, calibration.kernel(name, dtype), largest)
+    single = name == "factor" and batch == 1
+    default = 0 if single and _factor(largest, dtype) is None else largest
+    return largest <= calibration.value(device, calibration.kernel(name, dtype, single=single), default)
