@@ -61,7 +61,7 @@ def parser() -> Parser:
         help=f"of {', '.join(PROVIDERS)} (default: triton_lu torch)",
     )
     command.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
-    command.add_argument("--seconds", type=duration, help="for each problem, about (default: 3)")
+    command.add_argument("--seconds", type=duration, help="for each problem, about (default: 2)")
     command.add_argument("--graph", action="store_true", default=None, help="on a GPU, time CUDA graphs")
     add_output(command, "bench.csv")
     command.set_defaults(run=bench.run)
