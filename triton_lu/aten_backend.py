@@ -66,7 +66,7 @@ def _factored(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _in_one_call(A: Tensor) -> bool:
     """Whether PyTorch's own function factorizes A as it shall be."""
-    return not A.is_cuda and (A.ndim == 2 or not plan.one_by_one(A.shape, A.device.type))
+    return not A.is_cuda and not plan.one_by_one(A.shape, A.device.type)
 
 
 def _not_transposed(A: Tensor) -> Tensor:

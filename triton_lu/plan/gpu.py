@@ -169,7 +169,7 @@ def kernel(
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
         return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
-        return _tile(largest, dtype)
+        return _tile(largest)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
@@ -177,7 +177,7 @@ def kernel(
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
 
 
-def _tile(largest: int, dtype: torch.dtype) -> Tile:
+def _tile(largest: int) -> Tile:
     """The kernel of the maps for matrices of at most `largest` rows and columns, from 17 on.
 
     A second warp shares what the first one reads, where three matrices per warp do not fit the L1 cache.
