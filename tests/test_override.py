@@ -419,6 +419,22 @@ def test_install_and_uninstall_any_number_of_times():
     assert torch.compiler.config.cache_key_tag == tag
 
 
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.startswith("torch.linalg")])
+def test_holds_for_what_was_traced_before(name):
+    """Tracing remembers which key of an operator has a kernel."""
+    A = matrix(3, 4, 4).requires_grad_()
+
+    def compiled():
+        torch._dynamo.reset()
+        return torch.compile(FUNCTIONS[name], backend="aot_eager", fullgraph=True)
+
+    assert not runs_here(compiled(), A)
+    triton_lu.install()
+    assert runs_here(compiled(), A)
+    triton_lu.uninstall()
+    assert not runs_here(compiled(), A)
+
+
 def test_uninstall_in_another_thread_waits_for_install(monkeypatch):
     thread, right = threading.Thread(target=triton_lu.uninstall), torch.library.get_kernel
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from triton_lu import linalg, ops, plan
 from triton_lu._version import __version__
 from triton_lu.api import by_columns, solution
-from triton_lu.autograd_key import is_differentiated
+from triton_lu.autograd_key import forget_kernels, is_differentiated
 from triton_lu.validation import DTYPES, FAMILY, require_family, require_square
 
 _library: torch.library.Library | None = None
@@ -69,6 +69,7 @@ def install(only: Collection[str] = FAMILY) -> None:
             for key in ("AutogradCPU", "AutogradCUDA"):
                 native = torch.library.get_kernel(f"aten::{name}", key)
                 _library.impl(name, _kernel(native, replacement, is_native), key, with_keyset=True)
+        _forget_kernels()
         _tag = f"[triton_lu.install {__version__}: {' '.join(sorted(set(only)))}]"
         torch.compiler.config.cache_key_tag += _tag
 
@@ -85,6 +86,7 @@ def uninstall() -> None:
         if _library is None:
             return
         _library = None  # registrations live as long as their library
+        _forget_kernels()
         before, _, after = torch.compiler.config.cache_key_tag.rpartition(_tag)  # others may have appended theirs
         torch.compiler.config.cache_key_tag = before + after
 
@@ -137,6 +139,11 @@ REPLACEMENTS: dict[str, tuple[str, Callable[..., Any], Callable[..., bool]]] = {
     "_linalg_solve_ex": ("solve", _solve_ex, _is_native),
     "linalg_inv_ex": ("inv", linalg.inv_ex, _is_native),
 }
+
+
+def _forget_kernels() -> None:
+    for name in REPLACEMENTS:
+        forget_kernels(getattr(torch.ops.aten, name).default)
 
 
 def _kernel(native: Any, replacement: Callable[..., Any], is_native: Callable[..., bool]) -> Callable[..., Any]:

@@ -117,6 +117,11 @@ def composite_key(op: torch._ops.OpOverload, function: Callable[..., Any]) -> Ca
     return kernel
 
 
+def forget_kernels(op: torch._ops.OpOverload) -> None:
+    """To be called when a kernel of `op` comes or goes: tracing remembers by which key one was found."""
+    op._dispatch_cache.clear()
+
+
 def primal(x: Tensor) -> Tensor:
     """`x` without the tangent that it carries at the current level of forward AD, where one would be seen."""
     return torch._VF._unpack_dual(x, level=0).primal if torch._C._is_fwd_grad_enabled() else x
