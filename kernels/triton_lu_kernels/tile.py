@@ -95,6 +95,24 @@ def _end_of_terms(x, i):
 
 
 @triton.jit
+def _add_products(W21, W12, X, B, order, I, J, first, end):
+    """W21 + X dU^H and W12 + X^T conj(dL) at (I, J), the terms from `first` to `end`, where all of B is dL or dU."""
+    V: tl.constexpr = B.V
+    places = _places(order, fragments.rows(I, V), B)
+    next_places = _places(order, fragments.columns(J * 0 + first, V), B)
+    for c in tl.range(first, end, 16, num_stages=1, disable_licm=True):
+        K = J * 0 + c
+        X21 = fragments.load(X, I, K, places=places)
+        U = field.conjugate(fragments.load(B, J, K))
+        X12 = fragments.load(X, I, K, True, next_places)
+        Lt = field.conjugate(fragments.load(B, J, K, True))
+        W21 = fragments.dot(X21, U, W21)
+        next_places = _places(order, fragments.columns(K + 16, V), B)  # early: the next load waits for it
+        W12 = fragments.dot(X12, Lt, W12)
+    return W21, W12
+
+
+@triton.jit
 def _vjp(out, LU, G, order, W: tl.constexpr):
     V: tl.constexpr = LU.V
     _store_inverses(out, LU, order, W, True)
@@ -113,20 +131,10 @@ def _vjp(out, LU, G, order, W: tl.constexpr):
         F = zero
         for i in tl.range(first + 16, tl.maximum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
             I = i + warp * 16
-            places = _places(order, fragments.rows(I, V), LU)
             # S U12^H - G21 and (L21^H S)^T - G12^T
             W21 = field.negate(fragments.load(G, I, J, RESULT=True))
             W12 = field.negate(fragments.load(G, I, J, True, RESULT=True))
-            next_places = _places(order, fragments.columns(J + 16, V), LU)
-            for c in tl.range(first + 16, _end_of_terms(LU, i), 16, num_stages=1, disable_licm=True):
-                K = c + warp * 0
-                S = fragments.load(out, I, K, places=places)
-                U = field.conjugate(fragments.load(LU, J, K))
-                St = fragments.load(out, I, K, True, next_places)
-                Lt = field.conjugate(fragments.load(LU, J, K, True))
-                W21 = fragments.dot(S, U, W21)
-                next_places = _places(order, fragments.columns(K + 16, V), LU)  # early: the next load waits for it
-                W12 = fragments.dot(St, Lt, W12)
+            W21, W12 = _add_products(W21, W12, out, LU, order, I, J, first + 16, _end_of_terms(LU, i))
             # X21^T and X12
             U_inverse = fragments.triangle(fragments.load(out, J, J, places=row_places), V, True, end=end)
             L_inverse = fragments.triangle(fragments.load(out, J, J, True, col_places), V, True, 1.0)
@@ -215,7 +223,32 @@ def _jvp(out, LU, E, order, W: tl.constexpr):
         tl.debug_barrier()
 
 
-MAPS = {"vjp": _vjp, "jvp": _jvp}
+@triton.jit
+def _curvature(out, D, Y, order, W: tl.constexpr):
+    V: tl.constexpr = D.V
+    warp = tl.arange(0, W)
+    index = fragments.row_index(V)
+    low = (index[:, None] > index[None, :])[None, :, :]
+    zero = field.zeros((W, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
+    for first in tl.range(0, tl.minimum(D.rows, D.cols), 16, num_stages=1, disable_licm=True):
+        first = tl.multiple_of(first, 16)
+        J = first + warp * 0
+        for i in tl.range(first, tl.maximum(D.rows, D.cols), 16 * W, num_stages=1, disable_licm=True):
+            I = i + warp * 16
+            U = fragments.triangle(field.conjugate(fragments.load(D, J, J)), V, True)
+            Lt = fragments.triangle(field.conjugate(fragments.load(D, J, J, True)), V, True, 0.0)
+            W21 = fragments.dot(fragments.load(Y, I, J, places=_places(order, fragments.rows(I, V), D)), U, zero)
+            W12 = fragments.load(Y, I, J, True, _places(order, fragments.columns(J, V), D))
+            W12 = fragments.dot(W12, Lt, zero)
+            W21, W12 = _add_products(W21, W12, Y, D, order, I, J, first + 16, _end_of_terms(D, i))
+            fragments.store(out, field.negate(W12), J, I, True)
+            if i == first:  # the block on the diagonal is one triangle of each
+                W21 = field.where(low | (I > J)[:, None, None], W21, fragments.transpose(W12))
+                tl.debug_barrier()
+            fragments.store(out, field.negate(W21), I, J)
+
+
+MAPS = {"vjp": _vjp, "jvp": _jvp, "curvature": _curvature}
 
 
 @triton.jit

@@ -164,7 +164,7 @@ def kernel(
         return _inverse(largest, dtype)
     if name not in ("vjp", "jvp", "curvature"):
         return None
-    if name == "curvature" and largest > 16:
+    if name == "curvature" and largest > 128:
         return _curvature(largest, dtype)
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
         return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
