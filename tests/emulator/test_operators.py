@@ -4,6 +4,7 @@ It is a covering design: `test_table_covers` says what every regime and dtype me
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import ptxrun
 import pytest
@@ -125,8 +126,6 @@ TABLE = """
     curvature float32    29   18      3  row       column    sm_90
     curvature float32    64   64      1  column    row       sm_80
     curvature float32    33   70      2  expanded  expanded  sm_80
-    curvature float32   130  130      1  column    row       sm_80
-    curvature float32    70  133      2  row       column    sm_90
     curvature float32   133   20      2  expanded  expanded  sm_90
     curvature float32    64  192      1  column    row       sm_80
 
@@ -134,29 +133,21 @@ TABLE = """
     curvature float64     3    4      1  row       column    sm_80
     curvature float64     8    7     17  expanded  expanded  sm_90
     curvature float64    16   16      3  column    row       sm_80
-    curvature float64    20   31      2  expanded  expanded  sm_80
-    curvature float64    64   64      1  column    row       sm_90
     curvature float64    70   33      3  row       column    sm_90
     curvature float64   130  130      1  column    row       sm_90
     curvature float64    70  133      2  row       column    sm_80
-    curvature float64   133   20      2  expanded  expanded  sm_80
-    curvature float64    64  192      1  column    row       sm_90
 
     curvature complex64   1    2     65  row       column    sm_80
     curvature complex64   4    4      1  column    row       sm_90
     curvature complex64   8    8     33  expanded  row       sm_80
     curvature complex64  16   13      3  column    expanded  sm_90
-    curvature complex64  29   18      3  row       column    sm_90
-    curvature complex64  64   64      1  column    row       sm_80
-    curvature complex64  33   70      2  expanded  expanded  sm_80
+    curvature complex64  20   31      2  column    row       sm_80
 
     curvature complex128  2    2      1  column    row       sm_90
     curvature complex128  4    4     65  row       column    sm_80
     curvature complex128  7    8      9  expanded  expanded  sm_90
     curvature complex128 16   16      3  column    row       sm_80
     curvature complex128 29   18      3  row       column    sm_90
-    curvature complex128 64   64      1  column    row       sm_80
-    curvature complex128 33   70      2  expanded  expanded  sm_80
 """
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 REGIMES = ["warp", "tile", "sweep", "factor", "curvature"]
@@ -212,7 +203,7 @@ class Case:
     @property
     def kernel(self):
         """What the layouts and the target leave open."""
-        return self.regime, self.completed, self.plan
+        return self.regime, self.completed, self.plan if self.regime != "tile" else None  # whose kernel is one
 
     def features(self):
         yield f"{self.operator} on {self.target}"
@@ -236,8 +227,6 @@ CASES = [Case.parse(line) for line in TABLE.splitlines()[2:] if line]
 def test_table_covers_every_feature(regime):
     """In every dtype where kernels compile fast; the others in all dtypes together, in each at least each operator."""
     expected = {"square", "tall", "wide", "ragged", "full", "X by row", "X by column", "X by expanded"}
-    if regime == "curvature" and dtype.is_complex:
-        return
     several = {"factor": ["factor"], "curvature": ["curvature"], "sweep": ["vjp", "jvp"]}
     operators = several.get(regime, ["vjp", "jvp", "curvature"])
     expected |= {f"{name} on {target}" for name in operators for target in TARGETS}
@@ -248,7 +237,8 @@ def test_table_covers_every_feature(regime):
     else:
         expected |= {"alone", "one per program"}
     cases = [case for case in CASES if case.regime == regime]
-    assert {(case.operator, case.dtype) for case in cases} == {(name, dtype) for name in operators for dtype in DTYPES}
+    dtypes_of_regime = [torch.float32, torch.float64] if regime == "curvature" else DTYPES
+    assert {(case.operator, case.dtype) for case in cases} == set(product(operators, dtypes_of_regime))
     for dtypes in [[dtype] for dtype in DTYPES] if regime in ("warp", "factor") else [DTYPES]:
         assert expected <= {feature for case in cases if case.dtype in dtypes for feature in case.features()}
 
@@ -350,7 +340,7 @@ PLANTED = [
     ("step_kernel", "jvp float32 133 70 2 row column sm_90"),
     ("factor_kernel", "factor float32 8 5 33 - expanded sm_80"),
     ("tile_kernel", "curvature float32 33 70 2 expanded expanded sm_80"),
-    ("curvature_kernel", "curvature float32 70 133 2 row column sm_90"),
+    ("curvature_kernel", "curvature float32 133 20 2 expanded expanded sm_90"),
 ]
 """Cases of the table for each kernel and map, ragged, with several warps where the plan has them."""
 ONE_WARP = ("prepare_kernel",)  # which needs no barriers
