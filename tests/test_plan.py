@@ -57,6 +57,7 @@ def test_kernels_serve_their_sizes(name, dtype):
 def test_few_matrices_have_more_warps(dtype):
     for name, size in itertools.product(("vjp", "jvp", "curvature"), (20, 50, 64, 100, 128)):
         chosen = [plan.kernel(name, size, size, dtype, batch) for batch in BATCHES]
+        assert plan.kernel(name, size, size, dtype, 0)
         warps = [tile.num_warps * tile.programs for tile in chosen]
         assert warps == sorted(warps, reverse=True)
         assert all(

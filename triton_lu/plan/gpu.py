@@ -171,7 +171,7 @@ def kernel(
             return None
         return _curvature(dtype) if name == "curvature" else _sweep(batch, m, n, dtype, multiprocessors)
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
-        return _tile(name, largest, dtype, batch, multiprocessors)
+        return _tile(name, m, n, dtype, batch, multiprocessors)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
@@ -179,22 +179,22 @@ def kernel(
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
 
 
-def _tile(name: str, largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> Tile:
-    """The kernel of the maps for `batch` matrices of at most `largest` rows and columns, from 17 on.
+def _tile(name: str, m: int, n: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> Tile:
+    """The kernel of the maps for `batch` matrices of m×n, from 17 rows or columns on.
 
     Of many matrices more warps share what the first one reads, where three matrices per warp do not fit the L1 cache;
     those of `curvature`, which wait for nothing, do so from 16 KiB on. Few have as many warps as find room at once and
     find work: 8 for 128×128 take half of the time of 2. What the batch decides changes no bits.
     """
-    size = 1 << (largest - 1).bit_length()
+    size = 1 << (max(m, n) - 1).bit_length()
     if name == "curvature":
-        kibibytes = largest**2 * dtype.itemsize / 1024
+        kibibytes = m * n * dtype.itemsize / 1024
         num_warps = 1 if kibibytes <= 16 else 2 if kibibytes <= 64 else 4
         most = 4  # more take longer than more programs
     else:
-        num_warps = 1 if largest <= 64 else 2
+        num_warps = 1 if size <= 64 else 2
         most = 8
-    room = max(1, 16 * multiprocessors // batch)  # for warps of 128 registers
+    room = max(1, 16 * multiprocessors // max(1, batch))  # for warps of 128 registers
     room = 1 << (room.bit_length() - 1)
     if size > 32:
         num_warps = max(num_warps, min(most, room, size // 16))
