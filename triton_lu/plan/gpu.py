@@ -192,7 +192,7 @@ def _tile(name: str, m: int, n: int, dtype: torch.dtype, batch: int, multiproces
         num_warps = 1 if kibibytes <= 16 else 2 if kibibytes <= 64 else 4
         most = 4  # more take longer than more programs
     else:
-        num_warps = 1 if size <= 64 else 2
+        num_warps = 1 if m * n <= 64 * 64 else 2
         most = 8
     room = max(1, 16 * multiprocessors // max(1, batch))  # for warps of 128 registers
     room = 1 << (room.bit_length() - 1)
