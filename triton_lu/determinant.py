@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.linalg import solve_triangular
 
 from triton_lu import plan
-from triton_lu.solve import inverse
+from triton_lu.systems import inverse
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
