@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_lu
-from triton_lu import aten_backend, plan, precision, solve
+from triton_lu import aten_backend, plan, precision, systems
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_products_are_in_full_precision(tf32, shape, dtype):
     maps["factor"] = partial(aten_backend.factor, LU, False)
     for equation in ((True, False), (False, False)):
         maps["lu_solve_vjp"] = partial(aten_backend.lu_solve_vjp, LU, pivots, LU, LU, LU, *equation)
-        maps["lu_solve_jvp"] = partial(solve.lu_solve_jvp, LU, pivots, LU, LU, LU, *equation)
+        maps["lu_solve_jvp"] = partial(systems.lu_solve_jvp, LU, pivots, LU, LU, LU, *equation)
     for name, compute in maps.items():
         with Products() as products:
             compute()

@@ -38,8 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu import plan
-from triton_lu import solve as solving
+from triton_lu import plan, systems
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
 from triton_lu.precision import full_precision
 from triton_lu.registration import Operator, on_triton, register
@@ -248,7 +247,7 @@ class LuSolve(Operator):
             along_B = None if dB is None else lu_solve(LU, pivots, dB, *ctx.equation)
             if dLU is None:
                 return _total(along_B)
-            along_LU = solving.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
+            along_LU = systems.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
             return _total(along_B, along_LU)
 
 
@@ -303,7 +302,7 @@ class Slogdet(Operator):
         if G is None:
             return None, None
         with without_autocast(G):
-            return None, G[..., None, None] * _adjoint(inverse, A, LU, pivots)
+            return None, _each(G) * _adjoint(inverse, A, LU, pivots)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
@@ -338,7 +337,7 @@ class Det(Operator):
     @staticmethod
     def backward(ctx: Any, G: Tensor, *_: None) -> tuple[Any, ...]:
         with without_autocast(G):
-            return None, G[..., None, None] * _adjoint(adjugate, *ctx.saved_tensors)
+            return None, _each(G) * _adjoint(adjugate, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
@@ -380,7 +379,7 @@ class Adjugate(Operator):
             C, G = C.mH, G.mH
         with without_autocast(G), full_precision(G):
             XH = cls._inverse(A, LU, pivots).mH
-            return None, _trace(C.mH, G)[..., None, None] * XH - XH @ G @ C.mH, None, None, None
+            return None, _each(_trace(C.mH, G)) * XH - XH @ G @ C.mH, None, None, None
 
     @classmethod
     def jvp(cls, ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
@@ -389,7 +388,7 @@ class Adjugate(Operator):
             X, C = cls._inverse(primal(A), LU, pivots), primal(C)
             if ctx.adjoint:
                 C = C.mH
-            dC = _trace(X, dA)[..., None, None] * C - X @ dA @ C
+            dC = _each(_trace(X, dA)) * C - X @ dA @ C
             return dC.mH if ctx.adjoint else dC
 
 
@@ -405,22 +404,15 @@ class Inverse(Operator):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.adjoint = inputs[-1]
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
+        _save_inverse(ctx, output, adjoint=inputs[-1])
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
-        (X,) = ctx.saved_tensors
-        with without_autocast(G):
-            A_grad = _change_of_inverse(X, G.mH) if ctx.adjoint else _change_of_inverse(X.mH, G)
-            return None, A_grad, None, None, None
+        return None, _inverse_gradient(ctx, G), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
-        (X,) = ctx.saved_tensors
-        with tangent_mode():
-            return _change_of_inverse(primal(X), dA.mH if ctx.adjoint else dA)
+        return _inverse_tangent(ctx, dA)
 
 
 class InvEx(Operator):
@@ -438,22 +430,38 @@ class InvEx(Operator):
         X, infos = output
         ctx.mark_non_differentiable(infos)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(X)
-        ctx.save_for_forward(X)
+        _save_inverse(ctx, X, adjoint=False)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor | None, _: None) -> tuple[Any, ...]:
-        (X,) = ctx.saved_tensors
-        if G is None:
-            return None, None
-        with without_autocast(G):
-            return None, _change_of_inverse(X.mH, G)
+        return None, None if G is None else _inverse_gradient(ctx, G)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
-        (X,) = ctx.saved_tensors
-        with tangent_mode():
-            return _change_of_inverse(primal(X), dA), None
+        return _inverse_tangent(ctx, dA), None
+
+
+def _save_inverse(ctx: Any, X: Tensor, *, adjoint: bool) -> None:
+    ctx.adjoint = adjoint
+    ctx.save_for_backward(X)
+    ctx.save_for_forward(X)
+
+
+def _inverse_gradient(ctx: Any, G: Tensor) -> Tensor:
+    (X,) = ctx.saved_tensors
+    with without_autocast(G):
+        return _change_of_inverse(X, G.mH) if ctx.adjoint else _change_of_inverse(X.mH, G)
+
+
+def _inverse_tangent(ctx: Any, dA: Tensor) -> Tensor:
+    (X,) = ctx.saved_tensors
+    with tangent_mode():
+        return _change_of_inverse(primal(X), dA.mH if ctx.adjoint else dA)
+
+
+def _each(x: Tensor) -> Tensor:
+    """Numbers [...] as factors of matrices [..., n, n]."""
+    return x[..., None, None] if x.ndim else x
 
 
 def _adjoint(function: Any, A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
@@ -555,7 +563,7 @@ def _solution_gradients(ctx: Any, G: Tensor, *, needs_A: bool, needs_B: bool) ->
         A_grad = None
         if needs_A:
             (X,) = solution
-            A_grad = solving.solve_gradient(LU, pivots, X, W, left, adjoint)
+            A_grad = systems.solve_gradient(LU, pivots, X, W, left, adjoint)
         return A_grad, W.sum_to_size(ctx.shape) if needs_B else None
 
 
