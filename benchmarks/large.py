@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from itertools import product
-from math import ceil, inf, nan, prod
+from math import ceil, nan, prod
 from time import thread_time
 from typing import Any
 from unittest.mock import patch
@@ -66,7 +66,7 @@ MEASURED_MS = {  # PyTorch's backward
     torch.float64: {2048: 2.8, 4096: 13.4},
 }
 NOT_COUNTED = {"alias", "detach", "device", "empty", "empty_like", "empty_permuted", "linalg_lu_factor_ex"}
-TURNS = 300  # of which the host takes the least
+TURNS = 20  # of calls in a row, of which the host takes the least
 UNIT = 2.6e-6  # of `A * 2` on a core without other work
 
 
@@ -200,15 +200,19 @@ def launch_seconds(part: str, size: Size, dtype: torch.dtype) -> list[float]:
 def host_seconds(function: Callable[[], object]) -> float:
     """Of a call, by the clock of the thread, which stands while others have the core."""
     unit: Callable[[], object] = partial(torch.mul, torch.ones(64, 8, 8), 2)
-    for _ in range(3):  # which prepare the others
-        function()
-    least = [inf, inf]
-    for _ in range(TURNS):
-        for i, call in enumerate((function, unit)):
+
+    def least(call: Callable[[], object]) -> float:
+        for _ in range(3):  # which prepare the others
+            call()
+        times = []
+        for _ in range(10):
             start = thread_time()
             call()
-            least[i] = min(least[i], thread_time() - start)
-    return UNIT * least[0] / least[1]
+            times.append(thread_time() - start)
+        return min(times)
+
+    times, units = zip(*((least(function), least(unit)) for _ in range(TURNS)), strict=True)
+    return UNIT * min(times) / min(units)
 
 
 @cache
@@ -229,6 +233,11 @@ def products_host_seconds(part: str, size: Size, dtype: torch.dtype) -> float:
     pivots = torch.arange(1, n + 1, dtype=torch.int32).expand(X.shape[:-1]).contiguous()
     with patch.object(plan, "SUBSTITUTION", 1):
         return host_seconds(lambda: getattr(products_backend, part)(X.mT, pivots, X, width))
+
+
+def plan_in_words(name: str, size: Size, dtype: torch.dtype) -> str:
+    chosen = {"kernels" if by_kernel(part, size, dtype) else "products" for part in MAPS[name]}
+    return " and ".join(sorted(chosen))
 
 
 def row(name: str, size: Size, dtype: torch.dtype) -> dict[str, object]:
@@ -263,7 +272,7 @@ def row(name: str, size: Size, dtype: torch.dtype) -> dict[str, object]:
         "batch": batch,
         "n": n,
         "dtype": dtype_name(dtype),
-        "plan": "kernels and products" if by_kernels and by_products else "kernels" if by_kernels else "products",
+        "plan": plan_in_words(name, size, dtype),
         "operations": ours.operations,
         "flops_over_n3": round(ours.flops / n3, 2),
         "products_ms": ms(ours.seconds),
