@@ -35,8 +35,8 @@ def test_kernels_serve_their_sizes(name, dtype):
     limit = plan.PRODUCTS_FROM.get(name, 1025) - 1
     if name == "factor" and dtype == torch.complex128:
         limit = 512
-    if name == "curvature" and dtype.is_complex:
-        limit = 128
+    if name == "curvature":
+        limit = plan.gpu.CURVATURE_BY_PRODUCTS_FROM[dtype] - 1
     for m in SIZES:
         for n in SIZES:
             chosen = plan.kernel(name, m, n, dtype)
@@ -56,7 +56,7 @@ def test_kernels_serve_their_sizes(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 def test_sums_are_split_where_tiles_are_few(dtype):
-    for m, n in itertools.product((129, 200, 512, 1000, plan.PRODUCTS_FROM["vjp"] - 1), repeat=2):
+    for m, n in itertools.product((129, 200, 512, 700, plan.PRODUCTS_FROM["vjp"] - 1), repeat=2):
         split = [plan.kernel("vjp", m, n, dtype, batch).split for batch in BATCHES]
         assert split[0]
         assert not split[-1]
@@ -88,6 +88,15 @@ def test_plans_are_immutable_and_equal_for_equal_problems():
     assert chosen == plan.kernel("vjp", 16, 16, torch.float32)
     with pytest.raises(dataclasses.FrozenInstanceError):
         chosen.num_warps = 2
+
+
+def test_a_few_large_complex_matrices_are_products():
+    gpu = torch.device("cuda", 0)
+    for name, limit in plan.gpu.FEW_COMPLEX_BY_PRODUCTS_FROM.items():
+        for batch, dtype in itertools.product((1, 4, 100), (torch.complex64, torch.complex128)):
+            assert plan.kernel_pays(name, limit - 1, limit - 1, dtype, gpu, batch)
+            assert plan.kernel_pays(name, 10, limit, dtype, gpu, batch) == (batch == 100)
+        assert plan.kernel_pays(name, limit, limit, torch.float32, gpu, 1)
 
 
 def test_one_matrix_alone_is_factored_by_the_library():

@@ -127,9 +127,9 @@ def _small_form(name: str, X: Tensor) -> str | None:
     return plan.in_numpy(name, X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
 
 
-def _block_of_products(name: str, X: Tensor) -> int | None:
+def _block_of_products(X: Tensor) -> int | None:
     m, n = X.shape[-2:]
-    return plan.block_of_products(name, m, n, X.dtype, X.device.type)
+    return plan.block_of_products(m, n, X.device.type)
 
 
 def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Widths], None]) -> None:
@@ -145,7 +145,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     if G.numel() == 0:
         return empty_row_major(G)
-    if block := _block_of_products("vjp", G):
+    if block := _block_of_products(G):
         with full_precision(G):
             return products.vjp(LU, pivots, G, block)
     form = _small_form("vjp", G)
@@ -172,7 +172,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
     if E.numel() == 0:
         return empty_column_major(E)
-    if block := _block_of_products("jvp", E):
+    if block := _block_of_products(E):
         with full_precision(E):
             return products.jvp(LU, pivots, E, block)
     form = _small_form("jvp", E)
@@ -189,7 +189,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
     if Y.numel() == 0:
         return empty_row_major(Y)
-    if block := _block_of_products("curvature", Y):
+    if block := _block_of_products(Y):
         with full_precision(Y):
             return products.curvature(D, pivots, Y, block)
     form = _small_form("curvature", Y)
@@ -222,7 +222,7 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     """(D, δB) -> -P (dL δU + δL dU), where dL = tril(D, -1) and dU = triu(D), and likewise δL and δU."""
     if dB.numel() == 0:
         return empty_row_major(dB)
-    if block := _block_of_products("mixed", dB):
+    if block := _block_of_products(dB):
         with full_precision(dB):
             return products.mixed(D, pivots, dB, block)
     m, n = dB.shape[-2:]

@@ -11,9 +11,18 @@ import torch
 from triton_lu import calibration
 from triton_lu.plan.cpu import Widths
 
-# Rows or columns from which on a map is products: its kernels are estimated to take longer from there on.
-PRODUCTS_FROM = {"vjp": 1024, "jvp": 1024, "curvature": 1536}
-SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
+# Rows or columns from which on a map is products: its kernels are estimated to take longer, even beside a host that
+# needs 15 µs for an operation of ATen.
+PRODUCTS_FROM = {"vjp": 768, "jvp": 768}
+CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks are so narrow that the kernel would load too much
+    torch.float32: 4096,
+    torch.float64: 1200,
+    torch.complex64: 129,
+    torch.complex128: 129,
+}
+# The same for a few complex matrices, whose narrow blocks are launches that leave the GPU idle.
+FEW_COMPLEX_BY_PRODUCTS_FROM = {"vjp": 129, "jvp": 320}
+SUBSTITUTION = 64  # columns of a triangle that is inverted by substitution: 20 µs, two operations less than halves
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
@@ -22,16 +31,15 @@ def widths(k: int) -> Widths:
     return Widths(max(2, k), k)
 
 
-def block_of_products(name: str, m: int, n: int, dtype: torch.dtype) -> int | None:
+def block_of_products(m: int, n: int) -> int | None:
     """The width of the blocks of a matrix from 129×129 on: 256, or less where that is enough.
 
-    Half or twice as much is estimated to take 2 to 20 percent longer. But in `jvp` 512 takes as long as 256, and has in
-    single precision 1.6 times the error of PyTorch's at 1024×1024 instead of 3.9.
+    Half or twice as much is estimated to take 2 to 20 percent longer, and with 512 the error of `jvp` at 2048×2048 in
+    single precision is up to 5.6 times PyTorch's instead of 2.5.
     """
     if max(m, n) <= 128:
         return None
-    widest = 512 if name == "jvp" and dtype in (torch.float32, torch.complex64) else 256
-    return min(widest, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
+    return min(256, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
 
 
 @dataclass(frozen=True)
@@ -190,15 +198,14 @@ def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
 
     Wider blocks in complex64 spill registers.
     """
+    if largest >= CURVATURE_BY_PRODUCTS_FROM[dtype]:
+        return None
     if dtype.is_complex:
-        if largest > 128:
-            return None  # a kernel in blocks so narrow would load too much
         if dtype == torch.complex128:
             return Curvature(block=32, terms=16, num_warps=2)
         return Curvature(block=16, terms=16, num_warps=1)
     if largest > 32:
-        chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-        return chosen if largest < PRODUCTS_FROM["curvature"] else None
+        return Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
     return Curvature(block=32, terms=32, num_warps=1)
 
 
@@ -206,10 +213,13 @@ def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int)
     """The sweep for `batch` matrices of m×n: where there are too few tiles sums are split, and more warps shorten what
     all programs wait for. Neither changes bits."""
     chosen = _SWEEP[dtype]
-    tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    if batch * tiles > multiprocessors:
-        return chosen
-    return replace(chosen, split=True, num_warps=8 if dtype == torch.float32 else chosen.num_warps)
+    return replace(chosen, split=True, num_warps=8) if _few(batch, m, n, dtype, multiprocessors) else chosen
+
+
+def _few(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> bool:
+    """Whether the tiles of a sweep of `batch` matrices of m×n leave multiprocessors idle."""
+    block = _SWEEP[dtype].block
+    return batch * (math.ceil(m / block) + math.ceil(n / block)) <= multiprocessors
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
@@ -281,9 +291,12 @@ def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.dev
     """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always.
 
     But one matrix alone is factored in blocks of columns by a single program at a time: without a calibration that is
-    cuSOLVER's, which has not been measured beside it.
+    cuSOLVER's, which has not been measured beside it. And a few large complex matrices are products.
     """
     largest = max(m, n)
+    few = dtype.is_complex and _few(batch, m, n, dtype, MULTIPROCESSORS)
+    if few and largest >= FEW_COMPLEX_BY_PRODUCTS_FROM.get(name, math.inf):
+        return False
     single = name == "factor" and batch == 1
     default = 0 if single and _factor(largest, dtype) is None else largest
     return largest <= calibration.value(device, calibration.kernel(name, dtype, single=single), default)
