@@ -104,6 +104,12 @@ def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
     return solution(A, LU, pivots, B, left, False), LU, pivots, infos
 
 
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """(A, B) -> A B."""
+    with full_precision(A):
+        return torch.matmul(A, B)
+
+
 # In what follows the derivatives are with respect to A, and the values are found from its factors
 
 

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from triton_lu import plan, systems
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
-from triton_lu.precision import full_precision
+from triton_lu.precision import product
 from triton_lu.registration import Operator, on_triton, register
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
@@ -377,18 +377,18 @@ class Adjugate(Operator):
         A, LU, pivots, C = ctx.saved_tensors
         if ctx.adjoint:
             C, G = C.mH, G.mH
-        with without_autocast(G), full_precision(G):
+        with without_autocast(G):
             XH = cls._inverse(A, LU, pivots).mH
-            return None, _each(_trace(C.mH, G)) * XH - XH @ G @ C.mH, None, None, None
+            return None, _each(_trace(C.mH, G)) * XH - product(XH, G, C.mH), None, None, None
 
     @classmethod
     def jvp(cls, ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
         A, LU, pivots, C = ctx.saved_tensors
-        with tangent_mode(), full_precision(dA):
+        with tangent_mode():
             X, C = cls._inverse(primal(A), LU, pivots), primal(C)
             if ctx.adjoint:
                 C = C.mH
-            dC = _each(_trace(X, dA)) * C - X @ dA @ C
+            dC = _each(_trace(X, dA)) * C - product(X, dA, C)
             return dC.mH if ctx.adjoint else dC
 
 
@@ -473,8 +473,7 @@ def _adjoint(function: Any, A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
 
 def _change_of_inverse(X: Tensor, dA: Tensor) -> Tensor:
     """-X dA X."""
-    with full_precision(X):
-        return (X @ dA @ X).neg()
+    return product(X, dA, X).neg()
 
 
 def _trace(X: Tensor, Y: Tensor) -> Tensor:
@@ -574,8 +573,8 @@ def _solution_tangent(ctx: Any, dA: Tensor | None, dB: Tensor | None) -> Tensor:
         change = None
         if dA is not None:
             X, dA = primal(X), dA.mH if adjoint else dA
-            with full_precision(X):
-                change = (dA @ X if left else X @ dA).neg()
+            dA = dA.expand(*X.shape[:-2], *dA.shape[-2:])
+            change = (product(dA, X) if left else product(X, dA)).neg()
         elif dB is not None:
             dB = dB.expand_as(X)
         return solve(primal(A), LU, pivots, _total(change, dB), left, adjoint)
@@ -600,6 +599,35 @@ def _solved_batch(
         return x
 
     return op(*map(to_front, tensors, in_dims, batched, ranks), left, adjoint)
+
+
+class Product(Operator):
+    """(A, B) -> A B in full precision, of matrices with the same batch; to be called as `precision.product`."""
+
+    schema = "product(Tensor A, Tensor B) -> Tensor"
+
+    @staticmethod
+    def shapes(A: Tensor, B: Tensor) -> Tensor:
+        return A.new_empty((*A.shape[:-1], B.shape[-1]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        A, B = ctx.saved_tensors
+        _, needs_A, needs_B = ctx.needs_input_grad
+        with without_autocast(G):
+            return None, product(G, B.mH) if needs_A else None, product(A.mH, G) if needs_B else None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor | None, dB: Tensor | None) -> Tensor:
+        A, B = ctx.saved_tensors
+        with tangent_mode():
+            along_A = None if dA is None else product(dA, primal(B))
+            return _total(along_A, None if dB is None else product(primal(A), dB))
 
 
 class Permutation(Operator):
@@ -663,6 +691,6 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
 factor, vjp, jvp, curvature, mixed, lu_solve, lu_solve_vjp, permutation, check = register(
     Factor, Vjp, Jvp, Curvature, Mixed, LuSolve, LuSolveVjp, Permutation, Check
 )
-slogdet, det, adjugate, inverse, inv_ex, solve, solve_ex = register(
-    Slogdet, Det, Adjugate, Inverse, InvEx, Solve, SolveEx
+slogdet, det, adjugate, inverse, inv_ex, solve, solve_ex, _ = register(
+    Slogdet, Det, Adjugate, Inverse, InvEx, Solve, SolveEx, Product
 )
