@@ -180,9 +180,9 @@ def test_accuracy_of_products_beside_torch(name, dtype, monkeypatch):
         assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (function, ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "graded_columns"])
+@pytest.mark.parametrize("name", ["ill_conditioned", "orthogonal"])
 def test_accuracy_of_products_in_double_precision(name, monkeypatch):
-    """Likewise, against extended precision, in two blocks. Without Newton's step of the inverses `jvp` has 4 to 6."""
+    """Likewise, against extended precision, in two blocks. Without Newton's step of the inverses: 7 to 10."""
     monkeypatch.setattr(plan, "block_of_products", lambda m, n, device: plan.gpu.block_of_products(m, n))
     n = 300
     LU, pivots = factored(name, n, n, torch.float64)
