@@ -16,7 +16,7 @@ from triton_lu.plan.cpu import Widths
 PRODUCTS_FROM = {"vjp": 768, "jvp": 768}
 CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks are so narrow that the kernel would load too much
     torch.float32: 4096,
-    torch.float64: 1200,
+    torch.float64: 768,
     torch.complex64: 129,
     torch.complex128: 129,
 }
