@@ -122,6 +122,20 @@ def test_products_of_any_layout(layout, by_products):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_beside_a_zero_pivot(dtype, by_products):
+    """No tangent is divided by the last pivot."""
+    by_products(64)
+    n = 100
+    LU, pivots = factored("gaussian", n, n, dtype)
+    E = torch.randn(n, n, dtype=dtype)
+    expected = reference.jvp(LU, pivots, E)
+    LU[-1, -1] = 0
+    computed = aten_backend.jvp(LU, pivots, E)
+    assert computed.isfinite().all()
+    assert reference.relative_error(computed[:, :-1], expected[:, :-1]) < reference.tolerance(dtype, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2048, 2048), (2, 2048, 2048), (3000, 2100)], ids=str)
 def test_products_on_a_gpu_do_not_wait_and_fit(shape, dtype):
     """On CUDA tensors without data: whoever asks for a value would fail. With the result 2.5 matrices,

@@ -79,7 +79,7 @@ def test_no_plan_is_estimated_slower_than_the_sequence_of_torch():
     for row in table.itertuples():
         size, dtype = Size(row.batch, row.n, row.n), getattr(torch, row.dtype)
         assert row.plan == large.plan_in_words(row.map, size, dtype)
-        assert row.torch_over_plan >= (0.7 if dtype.is_complex and row.n <= 256 else 1.0), row
+        assert row.torch_over_plan >= (0.65 if dtype.is_complex and row.n <= 256 else 1.0), row
     rows = {*table[["map", "batch", "n", "dtype"]].itertuples(index=False, name=None)}
     asked = itertools.product(large.MAPS, large.SIZES, map(dtype_name, large.DTYPES))
     assert rows == {(name, size.batch, size.n, dtype) for name, size, dtype in asked}
