@@ -122,6 +122,20 @@ def test_products_of_any_layout(layout, by_products):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_beside_a_zero_pivot(dtype, by_products):
+    """No tangent is divided by the last pivot."""
+    by_products(64)
+    n = 100
+    LU, pivots = factored("gaussian", n, n, dtype)
+    E = torch.randn(n, n, dtype=dtype)
+    expected = reference.jvp(LU, pivots, E)
+    LU[-1, -1] = 0
+    computed = aten_backend.jvp(LU, pivots, E)
+    assert computed.isfinite().all()
+    assert reference.relative_error(computed[:, :-1], expected[:, :-1]) < reference.tolerance(dtype, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2048, 2048), (2, 2048, 2048), (3000, 2100)], ids=str)
 def test_products_on_a_gpu_do_not_wait_and_fit(shape, dtype):
     """On CUDA tensors without data: whoever asks for a value would fail. With the result 2.5 matrices,
@@ -180,9 +194,9 @@ def test_accuracy_of_products_beside_torch(name, dtype, monkeypatch):
         assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (function, ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "graded_columns"])
+@pytest.mark.parametrize("name", ["ill_conditioned", "orthogonal"])
 def test_accuracy_of_products_in_double_precision(name, monkeypatch):
-    """Likewise, against extended precision, in two blocks. Without Newton's step of the inverses `jvp` has 4 to 6."""
+    """Likewise, against extended precision, in two blocks. Without Newton's step of the inverses: 7 to 10."""
     monkeypatch.setattr(plan, "block_of_products", lambda m, n, device: plan.gpu.block_of_products(m, n))
     n = 300
     LU, pivots = factored(name, n, n, torch.float64)

@@ -74,12 +74,12 @@ ESTIMATES = Path(large.__file__).parent / "results" / "estimates" / "large.csv"
 
 
 def test_no_plan_is_estimated_slower_than_the_sequence_of_torch():
-    """By the table of the plans as they are; below 256×256 it is at most that much slower."""
+    """By the table, which is of the plans as they are. Complex matrices up to 256×256 are at most that much slower."""
     table = pd.read_csv(ESTIMATES)
     for row in table.itertuples():
         size, dtype = Size(row.batch, row.n, row.n), getattr(torch, row.dtype)
         assert row.plan == large.plan_in_words(row.map, size, dtype)
-        assert row.torch_over_plan >= (1.0 if row.n >= 256 else 0.65), row
+        assert row.torch_over_plan >= (0.65 if dtype.is_complex and row.n <= 256 else 1.0), row
     rows = {*table[["map", "batch", "n", "dtype"]].itertuples(index=False, name=None)}
     asked = itertools.product(large.MAPS, large.SIZES, map(dtype_name, large.DTYPES))
     assert rows == {(name, size.batch, size.n, dtype) for name, size, dtype in asked}

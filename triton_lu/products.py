@@ -194,7 +194,10 @@ def _inverses(B: Tensor, block: int) -> tuple[Tensor, Tensor]:
     inverses = rows(inverses, 0, block)
     if B.dtype == dtype:
         T, X = (x.flatten(0, -3) for x in (rows(T, 0, block).tril(), inverses))
-        inverses = torch.baddbmm(X, X, torch.bmm(T, X), beta=2, alpha=-1).view(inverses.shape)
+        TX = torch.bmm(T, X)
+        # From a zero pivot on there is no inverse, of which the rows before know nothing.
+        (torch.view_as_real(TX) if TX.is_complex() else TX).nan_to_num_(0, 0, 0)
+        inverses = torch.baddbmm(X, X, TX, beta=2, alpha=-1).view(inverses.shape)
     inverses_L, inverses_UH = inverses.to(B.dtype)
     return inverses_L, inverses_UH
 

@@ -16,12 +16,12 @@ from triton_lu.plan.cpu import Widths
 PRODUCTS_FROM = {"vjp": 768, "jvp": 768}
 CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks spill registers, or are so narrow that the kernel loads too much
     torch.float32: 4096,
-    torch.float64: 1200,
+    torch.float64: 768,
     torch.complex64: 129,
     torch.complex128: 129,
 }
-# The same for a few complex matrices, whose narrow blocks are launches that leave the GPU idle.
-FEW_COMPLEX_BY_PRODUCTS_FROM = {"vjp": 129, "jvp": 320}
+# The same for a few real and a few complex matrices, of which the launches of a sweep leave most of the GPU idle.
+FEW_BY_PRODUCTS_FROM = {"vjp": (512, 129), "jvp": (512, 384)}
 SUBSTITUTION = 64  # columns of a triangle that is inverted by substitution: 20 µs, two operations less than halves
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
@@ -299,11 +299,11 @@ def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.dev
     """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always.
 
     But one matrix alone is factored in blocks of columns by a single program at a time: without a calibration that is
-    cuSOLVER's, which has not been measured beside it. And a few large complex matrices are products.
+    cuSOLVER's, which has not been measured beside it. And a few large matrices are products.
     """
     largest = max(m, n)
-    few = dtype.is_complex and _few(batch, m, n, dtype, MULTIPROCESSORS)
-    if few and largest >= FEW_COMPLEX_BY_PRODUCTS_FROM.get(name, math.inf):
+    limits = FEW_BY_PRODUCTS_FROM.get(name, (math.inf, math.inf))
+    if largest >= limits[dtype.is_complex] and _few(batch, m, n, dtype, MULTIPROCESSORS):
         return False
     single = name == "factor" and batch == 1
     default = 0 if single and _factor(largest, dtype) is None else largest
