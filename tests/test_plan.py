@@ -47,7 +47,7 @@ def test_kernels_serve_their_sizes(name, dtype):
                 if name == "curvature" and max(m, n) > 16:
                     regime = plan.Curvature
                 if name == "factor":
-                    regime = plan.Factor if max(m, n) <= (64 if dtype == torch.float32 else 32) else plan.FactorBlocks
+                    regime = plan.Factor if max(m, n) <= 32 else plan.FactorBlocks
                 assert isinstance(chosen, regime)
                 options = dataclasses.asdict(chosen)
                 assert options.pop("registers", 255) <= 255
