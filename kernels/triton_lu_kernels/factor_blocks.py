@@ -88,9 +88,7 @@ def _padded(end, sizes: tl.constexpr):
 
 
 @triton.jit
-def _load(
-    ptr, stride, rows, exist, col, end, COLS: tl.constexpr, COMPONENTS: tl.constexpr, col_stride=None
-):
+def _load(ptr, stride, rows, exist, col, end, COLS: tl.constexpr, COMPONENTS: tl.constexpr, col_stride=None):
     """Columns from `col` to `end` of the rows given, as far as they exist; zeros elsewhere."""
     real = tl.arange(0, COLS * COMPONENTS)
     mask = exist[:, None] & (col + real // COMPONENTS < end)[None, :]
