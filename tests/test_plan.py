@@ -46,7 +46,7 @@ def test_kernels_serve_their_sizes(name, dtype):
                 limits = {16: plan.Warp, 128: plan.Tile, 5000: large}
                 regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
                 if name == "factor":
-                    regime = plan.Factor if max(m, n) <= (64 if dtype == torch.float32 else 32) else plan.FactorBlocks
+                    regime = plan.Factor if max(m, n) <= 32 else plan.FactorBlocks
                 assert isinstance(chosen, regime)
                 options = dataclasses.asdict(chosen)
                 assert options.pop("registers", 255) <= 255

@@ -23,7 +23,6 @@ FULL = [
     ((32, 32), torch.float32),
     ((32, 32), torch.complex64),
     ((32, 32), torch.complex128),
-    ((64, 64), torch.float32),
 ]
 
 

@@ -93,8 +93,6 @@ TABLE = """
     factor    float32      8    5     33  -         expanded  sm_80
     factor    float32     16   16     17  -         row       sm_90
     factor    float32     32   32      9  -         column    sm_90
-    factor    float32     64   64      1  -         row       sm_80
-    factor    float32     33   40      2  -         expanded  sm_90
 
     factor    float64      2    2      1  -         column    sm_80
     factor    float64      3    4     65  -         row       sm_80

@@ -165,7 +165,8 @@ def kernel(
     """The Triton kernel of that operator for `batch` matrices of m×n, or None where there is none."""
     largest = max(m, n)
     if name == "factor":
-        return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
+        small = _factor(largest, dtype) if largest <= 32 else None
+        return small or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "slogdet":
         return _factor(largest, dtype)
     if name in ("lu_solve", "solve", "solve_ex"):  # of m×m, with n right-hand sides
@@ -231,7 +232,7 @@ def _few(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
-    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+    """The kernel of the factorization of matrices of at most `largest` rows and columns, above 32 for `slogdet` alone.
 
     Unrolled steps are the fastest up to 32×32, but of complex matrices above 16×16 they compile for minutes: these, and
     what is larger, go in panels, as wide as compile in less than 10 s without spills.
@@ -274,8 +275,9 @@ def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve | No
 def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> FactorBlocks | None:
     """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`.
 
-    What the batch decides changes no bits. The steps of one warp need no barrier, which is best for many matrices; four
-    halve the time of a few. Larger blocks have fewer launches, but complex ones of 64 columns spill.
+    What the batch decides changes no bits. Many matrices share a multiprocessor: one warp, whose steps need no barrier,
+    few registers, and two panels for each pass over a matrix. Four warps halve the time of a few. Larger blocks have
+    fewer launches, but complex ones of 64 columns spill.
     """
     words = dtype.itemsize // 4
     if largest > (512 if dtype == torch.complex128 else 1024):  # complex128 beyond takes more registers than there are
@@ -287,12 +289,12 @@ def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors
         # Where there are programs for it, three on a multiprocessor beat two; float64 panels of 1024 rows do not fit.
         three = batch > multiprocessors // 3 and largest * words <= 1024
         return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256, registers=168 if three else 255)
-    many = batch > 4 * multiprocessors
-    num_warps = 4 if not many else 1 if words == 1 else 2
-    chosen = FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
-    if many and not dtype.is_complex:  # more programs hide waits for memory; complex ones would spill
-        return replace(chosen, rows=16, registers=128 if words == 1 else 168)
-    return chosen
+    if batch > 4 * multiprocessors:
+        num_warps = 1 if words == 1 else 2
+        registers = {torch.complex64: 168, torch.complex128: 255}.get(dtype, 128)
+        return FactorBlocks(block=32, cols=32 * num_warps // words, rows=16, num_warps=num_warps, registers=registers)
+    num_warps = 1 if largest <= 64 and words == 1 else 4
+    return FactorBlocks(block=16, cols=max(32 * num_warps // words, 16), rows=32, num_warps=num_warps)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device, batch: int = 2) -> bool:
