@@ -24,7 +24,6 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     A = _within_32_bits(A)
     with _launching(A):
         if isinstance(chosen, plan.FactorBlocks):
-            A = A if A.stride(-1) == 1 else A.contiguous()
             workspace = factor_blocks.workspace(A, **vars(chosen))
             factor_blocks.factor(LU, pivots, infos, A, *workspace, pivot=pivot, **vars(chosen))
         else:

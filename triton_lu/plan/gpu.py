@@ -11,9 +11,18 @@ import torch
 from triton_lu import calibration
 from triton_lu.plan.cpu import Widths
 
-# Rows or columns from which on a map is products: its kernels are estimated to take longer from there on.
-PRODUCTS_FROM = {"vjp": 1024, "jvp": 1024, "curvature": 1536}
-SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
+# Rows or columns from which on a map is products: its kernels are estimated to take longer, even beside a host that
+# needs 15 µs for an operation of ATen.
+PRODUCTS_FROM = {"vjp": 768, "jvp": 768}
+CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks spill registers, or are so narrow that the kernel loads too much
+    torch.float32: 4096,
+    torch.float64: 768,
+    torch.complex64: 129,
+    torch.complex128: 129,
+}
+# The same for a few real and a few complex matrices, of which the launches of a sweep leave most of the GPU idle.
+FEW_BY_PRODUCTS_FROM = {"vjp": (512, 129), "jvp": (512, 384)}
+SUBSTITUTION = 64  # columns of a triangle that is inverted by substitution: 20 µs, two operations less than halves
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
@@ -22,16 +31,15 @@ def widths(k: int) -> Widths:
     return Widths(max(2, k), k)
 
 
-def block_of_products(name: str, m: int, n: int, dtype: torch.dtype) -> int | None:
+def block_of_products(m: int, n: int) -> int | None:
     """The width of the blocks of a matrix from 129×129 on: 256, or less where that is enough.
 
-    Half or twice as much is estimated to take 2 to 20 percent longer. But in `jvp` 512 takes as long as 256, and has in
-    single precision 1.6 times the error of PyTorch's at 1024×1024 instead of 3.9.
+    Half or twice as much is estimated to take 2 to 20 percent longer, and with 512 the error of `jvp` at 2048×2048 in
+    single precision is up to 5.6 times PyTorch's instead of 2.5.
     """
     if max(m, n) <= 128:
         return None
-    widest = 512 if name == "jvp" and dtype in (torch.float32, torch.complex64) else 256
-    return min(widest, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
+    return min(256, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,8 @@ def kernel(
     """The Triton kernel of that operator for `batch` matrices of m×n, or None where there is none."""
     largest = max(m, n)
     if name == "factor":
-        return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
+        small = _factor(largest, dtype) if largest <= 32 else None
+        return small or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "slogdet":
         return _factor(largest, dtype)
     if name in ("lu_solve", "solve", "solve_ex"):  # of m×m, with n right-hand sides
@@ -167,9 +176,9 @@ def kernel(
     if name not in ("vjp", "jvp", "curvature"):
         return None
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
-        if largest >= PRODUCTS_FROM[name]:
-            return None
-        return _curvature(dtype) if name == "curvature" else _sweep(batch, m, n, dtype, multiprocessors)
+        if name == "curvature":
+            return _curvature(largest, dtype)
+        return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
         return _tile(name, m, n, dtype, batch, multiprocessors)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
@@ -202,9 +211,9 @@ def _tile(name: str, m: int, n: int, dtype: torch.dtype, batch: int, multiproces
     return Tile(num_warps, programs)
 
 
-def _curvature(dtype: torch.dtype) -> Curvature | None:
-    """The kernel of `curvature` beyond 128×128. Complex blocks so wide spill registers, narrower ones load too much."""
-    if dtype.is_complex:
+def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
+    """The kernel of `curvature` beyond 128×128."""
+    if largest >= CURVATURE_BY_PRODUCTS_FROM[dtype]:
         return None
     return Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
 
@@ -213,14 +222,17 @@ def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int)
     """The sweep for `batch` matrices of m×n: where there are too few tiles sums are split, and more warps shorten what
     all programs wait for. Neither changes bits."""
     chosen = _SWEEP[dtype]
-    tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    if batch * tiles > multiprocessors:
-        return chosen
-    return replace(chosen, split=True, num_warps=8 if dtype == torch.float32 else chosen.num_warps)
+    return replace(chosen, split=True, num_warps=8) if _few(batch, m, n, dtype, multiprocessors) else chosen
+
+
+def _few(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> bool:
+    """Whether the tiles of a sweep of `batch` matrices of m×n leave multiprocessors idle."""
+    block = _SWEEP[dtype].block
+    return batch * (math.ceil(m / block) + math.ceil(n / block)) <= multiprocessors
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
-    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+    """The kernel of the factorization of matrices of at most `largest` rows and columns, above 32 for `slogdet` alone.
 
     Unrolled steps are the fastest up to 32×32, but of complex matrices above 16×16 they compile for minutes: these, and
     what is larger, go in panels, as wide as compile in less than 10 s without spills.
@@ -263,8 +275,9 @@ def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve | No
 def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> FactorBlocks | None:
     """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`.
 
-    What the batch decides changes no bits. The steps of one warp need no barrier, which is best for many matrices; four
-    halve the time of a few. Larger blocks have fewer launches, but complex ones of 64 columns spill.
+    What the batch decides changes no bits. Many matrices share a multiprocessor: one warp, whose steps need no barrier,
+    few registers, and two panels for each pass over a matrix. Four warps halve the time of a few. Larger blocks have
+    fewer launches, but complex ones of 64 columns spill.
     """
     words = dtype.itemsize // 4
     if largest > (512 if dtype == torch.complex128 else 1024):  # complex128 beyond takes more registers than there are
@@ -276,21 +289,24 @@ def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors
         # Where there are programs for it, three on a multiprocessor beat two; float64 panels of 1024 rows do not fit.
         three = batch > multiprocessors // 3 and largest * words <= 1024
         return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256, registers=168 if three else 255)
-    many = batch > 4 * multiprocessors
-    num_warps = 4 if not many else 1 if words == 1 else 2
-    chosen = FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
-    if many and not dtype.is_complex:  # more programs hide waits for memory; complex ones would spill
-        return replace(chosen, rows=16, registers=128 if words == 1 else 168)
-    return chosen
+    if batch > 4 * multiprocessors:
+        num_warps = 1 if words == 1 else 2
+        registers = {torch.complex64: 168, torch.complex128: 255}.get(dtype, 128)
+        return FactorBlocks(block=32, cols=32 * num_warps // words, rows=16, num_warps=num_warps, registers=registers)
+    num_warps = 1 if largest <= 64 and words == 1 else 4
+    return FactorBlocks(block=16, cols=max(32 * num_warps // words, 16), rows=32, num_warps=num_warps)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device, batch: int = 2) -> bool:
     """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always.
 
     But one matrix alone is factored in blocks of columns by a single program at a time: without a calibration that is
-    cuSOLVER's, which has not been measured beside it.
+    cuSOLVER's, which has not been measured beside it. And a few large matrices are products.
     """
     largest = max(m, n)
+    limits = FEW_BY_PRODUCTS_FROM.get(name, (math.inf, math.inf))
+    if largest >= limits[dtype.is_complex] and _few(batch, m, n, dtype, MULTIPROCESSORS):
+        return False
     single = name == "factor" and batch == 1
     default = 0 if single and _factor(largest, dtype) is None else largest
     return largest <= calibration.value(device, calibration.kernel(name, dtype, single=single), default)
