@@ -36,7 +36,7 @@ SIZES = (*(Size(1, n, n) for n in (4, 8, 16, 32, 64, 128, 256, 512, 1024)), Size
 ELEMENTS = 2**24  # of a batch: more than an L2 cache holds
 CHOICES: dict[type, dict[str, tuple[int, ...]]] = {
     plan.Factor: {"matrices": (1, 2, 4, 8, 16, 32), "num_warps": (1, 2, 4)},
-    plan.FactorBlocks: {"rows": (32, 64), "num_warps": (1, 2, 4, 8)},
+    plan.FactorBlocks: {"rows": (16, 32, 64), "num_warps": (1, 2, 4, 8)},
     plan.Warp: {"matrices": (1, 2, 4, 8, 16, 32, 64), "num_warps": (1, 2, 4)},
     plan.Tile: {"registers": (128, 168, 255), "num_warps": (1, 2, 4)},
     plan.Sweep: {"block": (32, 64), "terms": (16, 32), "num_warps": (2, 4, 8)},

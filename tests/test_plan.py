@@ -42,16 +42,27 @@ def test_kernels_serve_their_sizes(name, dtype):
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                limits = {16: plan.Warp, 128: plan.Tile, limit: plan.Sweep}
+                large = plan.Curvature if name == "curvature" else plan.Sweep
+                limits = {16: plan.Warp, 128: plan.Tile, 5000: large}
                 regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
-                if name == "curvature" and max(m, n) > 16:
-                    regime = plan.Curvature
                 if name == "factor":
-                    regime = plan.Factor if max(m, n) <= (64 if dtype == torch.float32 else 32) else plan.FactorBlocks
+                    regime = plan.Factor if max(m, n) <= 32 else plan.FactorBlocks
                 assert isinstance(chosen, regime)
                 options = dataclasses.asdict(chosen)
                 assert options.pop("registers", 255) <= 255
                 assert all(value & (value - 1) == 0 for value in options.values() if value is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_few_matrices_have_more_warps(dtype):
+    for name, size in itertools.product(("vjp", "jvp", "curvature"), (20, 50, 64, 100, 128)):
+        chosen = [plan.kernel(name, size, size, dtype, batch) for batch in BATCHES]
+        warps = [tile.num_warps * tile.programs for tile in chosen]
+        assert warps == sorted(warps, reverse=True)
+        assert all(
+            number * batch <= 16 * plan.MULTIPROCESSORS for number, batch in zip(warps[:4], BATCHES, strict=False)
+        )
+        assert chosen[-1].programs == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)

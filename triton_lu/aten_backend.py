@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import determinant, elimination, numpy_backend, plan, products, row_order
-from triton_lu import solve as solving
+from triton_lu import determinant, elimination, numpy_backend, plan, products, row_order, systems
 from triton_lu.parts import add_product_, blocks_of, columns, part, rows
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
@@ -56,7 +55,7 @@ def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 permutation = row_order.permutation
-lu_solve, lu_solve_vjp = solving.lu_solve, solving.lu_solve_vjp
+lu_solve, lu_solve_vjp = systems.lu_solve, systems.lu_solve_vjp
 
 
 def _factored(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +104,12 @@ def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
     return solution(A, LU, pivots, B, left, False), LU, pivots, infos
 
 
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """(A, B) -> A B."""
+    with full_precision(A):
+        return torch.matmul(A, B)
+
+
 # In what follows the derivatives are with respect to A, and the values are found from its factors
 
 
@@ -115,7 +120,7 @@ def adjugate(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
 
 def inverse(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
     """(A, LU, pivots) -> A⁻¹, or A⁻ᴴ."""
-    return solving.inverse(LU, pivots, adjoint)
+    return systems.inverse(LU, pivots, adjoint)
 
 
 def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -257,7 +262,7 @@ def _adjoint_copy(X: Tensor, workspace: Tensor) -> Tensor:
 
 
 def _adjoint(X: Tensor, workspace: Tensor) -> Tensor:
-    """Xᴴ without a lazy conjugation, which PyTorch loses inside an operator at the first call of a compiled graph."""
+    """Xᴴ, of complex numbers a copy: see `products._adjoint`."""
     return _adjoint_copy(X, workspace) if X.is_complex() else X.mT
 
 

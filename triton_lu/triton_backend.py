@@ -24,7 +24,6 @@ def factor(A: Tensor, pivot: bool) -> tuple[Tensor, Tensor, Tensor]:
     A = _within_32_bits(A)
     with _launching(A):
         if isinstance(chosen, plan.FactorBlocks):
-            A = A if A.stride(-1) == 1 else A.contiguous()
             workspace = factor_blocks.workspace(A, **vars(chosen))
             factor_blocks.factor(LU, pivots, infos, A, *workspace, pivot=pivot, **vars(chosen))
         else:
@@ -116,7 +115,8 @@ def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tenso
             workspace = sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
             sweep.evaluate(name, out, LU, pivots, X, *workspace, **vars(chosen))
         elif isinstance(chosen, plan.Tile):
-            tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), **vars(chosen))
+            order = tile.workspace(out, chosen.programs)
+            tile.evaluate(name, out, LU, pivots, X, order, **vars(chosen))
         else:
             warp.evaluate(name, out, LU, pivots, X, **vars(chosen))
     return out

@@ -26,11 +26,24 @@ import triton.language as tl
 from . import blocks, field, launch, layout, panel
 
 
+class Sizes(NamedTuple):
+    """What all kernels are compiled for: see `factor`."""
+
+    BLOCK: int
+    PANEL: int
+    INNER: int  # columns that are updated at once inside a block
+    COLS: int
+    ROWS: int
+    ALIGNED: bool  # whether all tiles begin at multiples of 16 columns
+
+
 class Task(NamedTuple):
-    """A matrix of m rows and n columns, and the workspace for it; pointers, and reals from one row to the next."""
+    """A matrix of m rows and n columns, and the workspace for it; pointers, and reals from one row to the next, of A
+    also from one column to the next."""
 
     A: Any
     A_stride: Any
+    A_col_stride: Any
     work: Any
     work_stride: Any
     order: Any
@@ -50,28 +63,39 @@ def _begin(x, batch):
 
 
 @triton.jit
-def _task(A, work, order, shape, work_stride, batch, BLOCK: tl.constexpr):
+def _task(A, work, order, shape, work_stride, batch, sizes: tl.constexpr):
     work_begin = _begin(work, batch)
     inverse = work_begin + shape[0] * work_stride
     return Task(
         A=_begin(A, batch),
         A_stride=A.strides[1] * A.COMPONENTS,
+        A_col_stride=A.strides[2] * A.COMPONENTS,
         work=work_begin,
         work_stride=work_stride,
         order=_begin(order, batch),
         inverse=inverse,
-        scratch=inverse + BLOCK * BLOCK * A.COMPONENTS,
+        scratch=inverse + sizes.BLOCK * sizes.BLOCK * A.COMPONENTS,
         m=shape[0],
         n=shape[1],
     )
 
 
 @triton.jit
-def _load(ptr, stride, rows, exist, col, end, COLS: tl.constexpr, COMPONENTS: tl.constexpr):
+def _padded(end, sizes: tl.constexpr):
+    """Where columns of `work` end, for those of the matrix that end there. Beyond n there are zeros, up to a multiple
+    of 16: with such an end several numbers are loaded at once."""
+    return tl.cdiv(end, 16) * 16 if sizes.ALIGNED else end
+
+
+@triton.jit
+def _load(ptr, stride, rows, exist, col, end, COLS: tl.constexpr, COMPONENTS: tl.constexpr, col_stride=None):
     """Columns from `col` to `end` of the rows given, as far as they exist; zeros elsewhere."""
     real = tl.arange(0, COLS * COMPONENTS)
     mask = exist[:, None] & (col + real // COMPONENTS < end)[None, :]
-    reals = tl.load(ptr + rows[:, None] * stride + (real + col * COMPONENTS)[None, :], mask, other=0.0)
+    offset = real + col * COMPONENTS
+    if col_stride is not None:
+        offset = (col + real // COMPONENTS) * col_stride + real % COMPONENTS
+    reals = tl.load(ptr + rows[:, None] * stride + offset[None, :], mask, other=0.0)
     if COMPONENTS == 1:
         return (reals,)
     else:
@@ -94,31 +118,27 @@ def _store(ptr, stride, tile, rows, exist, col, end):
 @triton.jit
 def _load_left(task, k, rows, exist, col, end, COLS: tl.constexpr, COMPONENTS: tl.constexpr):
     """`_load` of what is left of A before the panel or block of columns that begins at k: A itself before the first."""
-    ptr = tl.where(k == 0, task.A, task.work)
-    stride = tl.where(k == 0, task.A_stride, task.work_stride)
-    return _load(ptr, stride, rows, exist, col, end, COLS, COMPONENTS)
+    if k == 0:
+        real_end = tl.minimum(end, task.n)
+        tile = _load(task.A, task.A_stride, rows, exist, col, real_end, COLS, COMPONENTS, task.A_col_stride)
+    else:
+        tile = _load(task.work, task.work_stride, rows, exist, col, end, COLS, COMPONENTS)
+    return tile
 
 
 @triton.jit
 def _load_inverse(
-    inverse,
-    row,
-    col,
-    end,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    COMPONENTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
+    inverse, row, col, end, ROWS: tl.constexpr, COLS: tl.constexpr, COMPONENTS: tl.constexpr, sizes: tl.constexpr
 ):
     """Rows from `row` and columns from `col` on of L11^-1, both below `end`; zeros elsewhere, and right of the panels'
     own inverses, where nothing is written. Components lie apart, entries by columns."""
     rows = (row + tl.arange(0, ROWS))[:, None]
     cols = (col + tl.arange(0, COLS))[None, :]
-    mask = (rows < end) & (cols < end) & (rows // PANEL >= cols // PANEL)
+    mask = (rows < end) & (cols < end) & (rows // sizes.PANEL >= cols // sizes.PANEL)
     block = ()
     for c in tl.static_range(COMPONENTS):
-        block += (tl.load(inverse + c * BLOCK * BLOCK + rows + cols * BLOCK, mask, other=0.0),)
+        offsets = c * sizes.BLOCK * sizes.BLOCK + rows + cols * sizes.BLOCK
+        block += (tl.load(inverse + offsets, mask, other=0.0),)
     return block
 
 
@@ -128,17 +148,18 @@ def _factor_panel(
     inverse,
     k,
     end,
-    PANEL_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    WARPS: tl.constexpr,
     COMPONENTS: tl.constexpr,
+    sizes: tl.constexpr,
+    PANEL_ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
     """Factors columns from k to `end`, PANEL at most, at positions from k on; L^-1 of the panel goes to `inverse`.
 
     Returns the positions chosen, counted from k, and the first step whose pivot was zero, or PANEL.
     """
+    BLOCK: tl.constexpr = sizes.BLOCK
+    PANEL: tl.constexpr = sizes.PANEL
     CHUNK: tl.constexpr = WARPS * 32
     CHUNKS: tl.constexpr = PANEL_ROWS // CHUNK
     index = tl.arange(0, CHUNK)
@@ -153,7 +174,7 @@ def _factor_panel(
         place += (tl.reshape(start, (WARPS, 32)),)
     for q in tl.static_range(CHUNKS):
         exist = k + q * CHUNK + index < task.m
-        tile = _load_left(task, k, rows[q], exist, k, end, PANEL, COMPONENTS)
+        tile = _load_left(task, k, rows[q], exist, k, _padded(end, sizes), PANEL, COMPONENTS)
         chunks += (layout.unstack(layout.reshape(tile, (WARPS, 32, PANEL))),)
     columns = ()
     for j in tl.static_range(PANEL):
@@ -182,22 +203,24 @@ def _factor_panel(
         for c in tl.static_range(COMPONENTS):
             offsets = (q * CHUNK + index)[:, None] + ((col * COMPONENTS + c) * PANEL_ROWS)[None, :]
             tile += (tl.load(task.scratch + offsets, exist[:, None]),)
-        _store(task.work, task.work_stride, tile, rows[q], exist, k, end)
+        _store(task.work, task.work_stride, tile, rows[q], exist, k, _padded(end, sizes))
     tl.debug_barrier()
     return chosen, first_zero
 
 
 @triton.jit
-def _extend(task, k, row, end, COMPONENTS: tl.constexpr, BLOCK: tl.constexpr, PANEL: tl.constexpr):
+def _extend(task, k, row, end, COMPONENTS: tl.constexpr, sizes: tl.constexpr):
     """Rows of L11^-1 from `row` to `end`, PANEL at most, in the block of columns that begins at k: from the rows above
     and the panel's own inverse."""
+    BLOCK: tl.constexpr = sizes.BLOCK
+    PANEL: tl.constexpr = sizes.PANEL
     index = row + tl.arange(0, PANEL)
     exist = index < end
     rows = tl.load(task.order + k + index, exist, other=0)
     L = _load(task.work, task.work_stride, rows, exist, k, k + row, BLOCK, COMPONENTS)
-    own = _load_inverse(task.inverse, row, row, end, PANEL, PANEL, COMPONENTS, BLOCK, PANEL)
+    own = _load_inverse(task.inverse, row, row, end, PANEL, PANEL, COMPONENTS, sizes)
     for col in tl.range(0, row, PANEL, num_stages=1):
-        above = _load_inverse(task.inverse, 0, col, row, BLOCK, PANEL, COMPONENTS, BLOCK, PANEL)
+        above = _load_inverse(task.inverse, 0, col, row, BLOCK, PANEL, COMPONENTS, sizes)
         below = field.negate(field.dot(own, field.dot(L, above)))
         offsets = index[:, None] + (col + tl.arange(0, PANEL))[None, :] * BLOCK
         for c in tl.static_range(COMPONENTS):
@@ -229,6 +252,16 @@ def _scaling(tile):
 
 
 @triton.jit
+def _subtract_product(A, L, U, back):
+    """A - L U back."""
+    product = field.dot_parts(field.parts(L), field.parts(U))
+    left = ()
+    for c in tl.static_range(len(A)):
+        left += (tl.fma(product[c], -back, A[c]),)
+    return left
+
+
+@triton.jit
 def _update(
     task,
     LU,
@@ -240,35 +273,48 @@ def _update(
     first,
     rows_end,
     writes_U,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    WIDTH: tl.constexpr,
     COLS: tl.constexpr,
-    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COUNT: tl.constexpr,
+    sizes: tl.constexpr,
 ):
-    """COLS columns from `col` on, below `cols_end`, after the columns from k to `block_end`, WIDTH at most, were
-    factored: U12 if `writes_U`, and A22 at positions from `first` to `rows_end`."""
+    """COLS columns from `col` on, below `cols_end`, after the columns from k to `block_end` were factored, COUNT times
+    WIDTH at most: U12 if `writes_U`, and A22 at positions from `first` to `rows_end`.
+
+    What L11^-1 has of WIDTH columns is in `inverse`; the COUNT products come one after the other, as they would in
+    updates of their own.
+    """
     COMPONENTS: tl.constexpr = LU.COMPONENTS
-    index = k + tl.arange(0, WIDTH)
-    exist = index < block_end
-    A12 = _load_left(task, k, tl.load(task.order + index, exist, other=0), exist, col, cols_end, COLS, COMPONENTS)
-    scale, back = _scaling(A12)
-    L11_inverse = _load_inverse(inverse, 0, 0, block_end - k, WIDTH, WIDTH, COMPONENTS, BLOCK, PANEL)
-    U12 = field.dot_parts(field.parts(L11_inverse), field.parts(field.scale(A12, scale)))
-    if writes_U:
-        _store_LU(LU, field.scale(U12, back), k, col, block_end, cols_end)
-    U12_parts = field.parts(U12)
-    for position in tl.range(first, rows_end, ROWS, num_stages=1):
-        below = position + tl.arange(0, ROWS)
-        below_exist = below < rows_end
-        rows = tl.load(task.order + below, below_exist, other=0)
-        A22 = _load_left(task, k, rows, below_exist, col, cols_end, COLS, COMPONENTS)
-        L21 = _load(task.work, task.work_stride, rows, below_exist, k, block_end, WIDTH, COMPONENTS)
-        product = field.dot_parts(field.parts(L21), U12_parts)
-        left = ()
-        for c in tl.static_range(COMPONENTS):
-            left += (tl.fma(product[c], -back, A22[c]),)
-        _store(task.work, task.work_stride, left, rows, below_exist, col, cols_end)
+    ROWS: tl.constexpr = sizes.ROWS
+    U = ()
+    backs = ()
+    for i in tl.static_range(COUNT):
+        start = k + i * WIDTH
+        end = tl.minimum(start + WIDTH, block_end)
+        place = start + tl.arange(0, WIDTH)
+        top_exist = place < end
+        top = tl.load(task.order + place, top_exist, other=0)
+        A12 = _load_left(task, k, top, top_exist, col, cols_end, COLS, COMPONENTS)
+        for h in tl.static_range(i):
+            L11 = _load(task.work, task.work_stride, top, top_exist, k + h * WIDTH, block_end, WIDTH, COMPONENTS)
+            A12 = _subtract_product(A12, L11, U[h], backs[h])
+        scale, back = _scaling(A12)
+        own = inverse + i * WIDTH * (sizes.BLOCK + 1)
+        L11_inverse = _load_inverse(own, 0, 0, end - start, WIDTH, WIDTH, COMPONENTS, sizes)
+        U12 = field.dot_parts(field.parts(L11_inverse), field.parts(field.scale(A12, scale)))
+        if writes_U:
+            _store_LU(LU, field.scale(U12, back), start, col, end, tl.minimum(cols_end, task.n))
+        U += (U12,)
+        backs += (back,)
+    for position in tl.range(first, rows_end, ROWS, num_stages=1, disable_licm=True):
+        index = position + tl.arange(0, ROWS)
+        exist = index < rows_end
+        rows = tl.load(task.order + index, exist, other=0)
+        A22 = _load_left(task, k, rows, exist, col, cols_end, COLS, COMPONENTS)
+        for i in tl.static_range(COUNT):
+            L21 = _load(task.work, task.work_stride, rows, exist, k + i * WIDTH, block_end, WIDTH, COMPONENTS)
+            A22 = _subtract_product(A22, L21, U[i], backs[i])
+        _store(task.work, task.work_stride, A22, rows, exist, col, cols_end)
 
 
 @triton.jit
@@ -280,44 +326,43 @@ def _factor_block(
     first_zero,
     k,
     end,
+    JOINT: tl.constexpr,
+    sizes: tl.constexpr,
     PANEL_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    COLS: tl.constexpr,
-    ROWS: tl.constexpr,
     WARPS: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
-    """Factors the columns from k to `end`, panel by panel, and finds their L11^-1. Returns `first_zero`, the first step
-    of the matrix, from 1, whose pivot was zero, or 0."""
+    """Factors the columns from k to `end`, panel by panel, and finds L^-1 of every panel, if JOINT L11^-1 of the block.
+    Returns `first_zero`, the first step of the matrix, from 1, whose pivot was zero, or 0."""
+    BLOCK: tl.constexpr = sizes.BLOCK
+    PANEL: tl.constexpr = sizes.PANEL
     step = tl.arange(0, PANEL)
-    for p in tl.range(k, end, PANEL, num_stages=1):
+    for p in tl.range(k, end, PANEL, num_stages=1, disable_licm=True):
         panel_end = tl.minimum(p + PANEL, end)
         inverse = task.inverse + (p - k) * (BLOCK + 1)
-        chosen, zero = _factor_panel(task, inverse, p, panel_end, PANEL_ROWS, BLOCK, PANEL, WARPS, LU.COMPONENTS, PIVOT)
+        chosen, zero = _factor_panel(task, inverse, p, panel_end, LU.COMPONENTS, sizes, PANEL_ROWS, WARPS, PIVOT)
         tl.store(pivots_ptr + (p + step).to(tl.int64) * pivots_stride, p + chosen + 1, p + step < panel_end)
         first_zero = tl.where((first_zero == 0) & (zero < PANEL), p + zero + 1, first_zero)
         if BLOCK > PANEL:
             if panel_end < end:
-                m = task.m
-                _update(
-                    task, LU, inverse, p, panel_end, panel_end, end, panel_end, m, True, BLOCK, PANEL, PANEL, COLS, ROWS
-                )
-            if (end < task.n) & (p > k):
-                _extend(task, k, p - k, panel_end - k, LU.COMPONENTS, BLOCK, PANEL)
+                col = p + PANEL
+                cols_end = _padded(end, sizes)
+                _update(task, LU, inverse, p, col, col, cols_end, col, task.m, True, sizes.INNER, PANEL, 1, sizes)
+            if JOINT and (end < task.n) & (p > k):
+                _extend(task, k, p - k, panel_end - k, LU.COMPONENTS, sizes)
             tl.debug_barrier()
     return first_zero
 
 
 @triton.jit
-def _finish(task, LU, col, PANEL: tl.constexpr, ROWS: tl.constexpr):
+def _finish(task, LU, col, ROWS: tl.constexpr, sizes: tl.constexpr):
     """A panel of L, with its block of U, to its place."""
-    end = tl.minimum(col + PANEL, tl.minimum(task.m, task.n))
-    for row in tl.range(col, task.m, ROWS, num_stages=1):
+    end = tl.minimum(col + sizes.PANEL, tl.minimum(task.m, task.n))
+    for row in tl.range(col, task.m, ROWS, num_stages=1, disable_licm=True):
         index = row + tl.arange(0, ROWS)
         exist = index < task.m
         rows = tl.load(task.order + index, exist, other=0)
-        tile = _load(task.work, task.work_stride, rows, exist, col, end, PANEL, LU.COMPONENTS)
+        tile = _load(task.work, task.work_stride, rows, exist, col, _padded(end, sizes), sizes.PANEL, LU.COMPONENTS)
         _store_LU(LU, tile, row, col, task.m, end)
 
 
@@ -335,28 +380,29 @@ def _factor_whole(
     LU,
     pivots_ptr,
     pivots_stride,
+    sizes: tl.constexpr,
     PANEL_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    INNER: tl.constexpr,
-    COLS: tl.constexpr,
-    ROWS: tl.constexpr,
     WARPS: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
+    BLOCK: tl.constexpr = sizes.BLOCK
+    PANEL: tl.constexpr = sizes.PANEL
+    COLS: tl.constexpr = sizes.COLS
     m, n = task.m, task.n
     _store_order(task, PANEL_ROWS)
     first_zero = tl.full((), 0, tl.int32)
-    for k in tl.range(0, tl.minimum(m, n), BLOCK, num_stages=1):
+    for k in tl.range(0, tl.minimum(m, n), BLOCK, num_stages=1, disable_licm=True):
         end = tl.minimum(k + BLOCK, tl.minimum(m, n))
         first_zero = _factor_block(
-            task, LU, pivots_ptr, pivots_stride, first_zero, k, end, PANEL_ROWS, BLOCK, PANEL, INNER, ROWS, WARPS, PIVOT
+            task, LU, pivots_ptr, pivots_stride, first_zero, k, end, False, sizes, PANEL_ROWS, WARPS, PIVOT
         )
-        for col in tl.range(end, n, COLS, num_stages=1):
-            _update(task, LU, task.inverse, k, end, col, n, end, m, True, BLOCK, PANEL, BLOCK, COLS, ROWS)
+        end = _padded(end, sizes)
+        for col in tl.range(end, n, COLS, num_stages=1, disable_licm=True):
+            cols_end = _padded(n, sizes)
+            _update(task, LU, task.inverse, k, end, col, cols_end, end, m, True, COLS, PANEL, BLOCK // PANEL, sizes)
         tl.debug_barrier()
-    for col in tl.range(0, tl.minimum(m, n), PANEL, num_stages=1):
-        _finish(task, LU, col, PANEL, 64)
+    for col in tl.range(0, tl.minimum(m, n), PANEL, num_stages=1, disable_licm=True):
+        _finish(task, LU, col, 16 * WARPS, sizes)
     return first_zero
 
 
@@ -370,28 +416,20 @@ def whole_kernel(
     order,
     shape,
     work_stride,
+    sizes: tl.constexpr,
     PANEL_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    INNER: tl.constexpr,
-    COLS: tl.constexpr,
-    ROWS: tl.constexpr,
     WARPS: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
     number = tl.program_id(0).to(tl.int64)
     batch = layout.batch_index(number, shape)
     first_zero = _factor_whole(
-        _task(A, work, order, shape, work_stride, batch, BLOCK),
+        _task(A, work, order, shape, work_stride, batch, sizes),
         layout.Matrix(*LU, shape, *layout.batch_of_one(number, shape), True),
         _begin(pivots, batch),
         pivots.strides[1],
+        sizes,
         PANEL_ROWS,
-        BLOCK,
-        PANEL,
-        INNER,
-        COLS,
-        ROWS,
         WARPS,
         PIVOT,
     )
@@ -409,17 +447,14 @@ def block_kernel(
     shape,
     work_stride,
     k,
+    sizes: tl.constexpr,
     PANEL_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    INNER: tl.constexpr,
-    ROWS: tl.constexpr,
     WARPS: tl.constexpr,
     PIVOT: tl.constexpr,
 ):
     number = tl.program_id(0).to(tl.int64)
     batch = layout.batch_index(number, shape)
-    task = _task(A, work, order, shape, work_stride, batch, BLOCK)
+    task = _task(A, work, order, shape, work_stride, batch, sizes)
     first_zero = tl.full((), 0, tl.int32)
     if k == 0:
         _store_order(task, PANEL_ROWS)
@@ -432,12 +467,10 @@ def block_kernel(
         pivots.strides[1],
         first_zero,
         k,
-        tl.minimum(k + BLOCK, tl.minimum(task.m, task.n)),
+        tl.minimum(k + sizes.BLOCK, tl.minimum(task.m, task.n)),
+        True,
+        sizes,
         PANEL_ROWS,
-        BLOCK,
-        PANEL,
-        INNER,
-        ROWS,
         WARPS,
         PIVOT,
     )
@@ -445,57 +478,43 @@ def block_kernel(
 
 
 @triton.jit
-def update_kernel(
-    LU,
-    A,
-    work,
-    order,
-    shape,
-    work_stride,
-    k,
-    SPAN: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PANEL: tl.constexpr,
-    COLS: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+def update_kernel(LU, A, work, order, shape, work_stride, k, sizes: tl.constexpr, SPAN: tl.constexpr):
     m, n = shape[0], shape[1]
-    end = tl.minimum(k + BLOCK, tl.minimum(m, n))
+    end = _padded(tl.minimum(k + sizes.BLOCK, tl.minimum(m, n)), sizes)
     spans = tl.maximum(tl.cdiv(m - end, SPAN), 1)
-    programs = spans * tl.cdiv(n - end, COLS)
+    programs = spans * tl.cdiv(n - end, sizes.COLS)
     number = (tl.program_id(0) // programs).to(tl.int64)
     tile = tl.program_id(0) % programs
     first = end + tile % spans * SPAN
-    task = _task(A, work, order, shape, work_stride, layout.batch_index(number, shape), BLOCK)
+    task = _task(A, work, order, shape, work_stride, layout.batch_index(number, shape), sizes)
     _update(
         task,
         layout.Matrix(*LU, shape, *layout.batch_of_one(number, shape), True),
         task.inverse,
         k,
         end,
-        end + tile // spans * COLS,
-        n,
+        end + tile // spans * sizes.COLS,
+        _padded(n, sizes),
         first,
         tl.minimum(first + SPAN, m),
         tile % spans == 0,
-        BLOCK,
-        PANEL,
-        BLOCK,
-        COLS,
-        ROWS,
+        sizes.COLS,
+        sizes.BLOCK,
+        1,
+        sizes,
     )
 
 
 @triton.jit
-def finish_kernel(LU, A, work, order, shape, work_stride, BLOCK: tl.constexpr, PANEL: tl.constexpr):
-    panels = tl.cdiv(tl.minimum(shape[0], shape[1]), PANEL)
+def finish_kernel(LU, A, work, order, shape, work_stride, sizes: tl.constexpr, ROWS: tl.constexpr):
+    panels = tl.cdiv(tl.minimum(shape[0], shape[1]), sizes.PANEL)
     number = (tl.program_id(0) // panels).to(tl.int64)
     _finish(
-        _task(A, work, order, shape, work_stride, layout.batch_index(number, shape), BLOCK),
+        _task(A, work, order, shape, work_stride, layout.batch_index(number, shape), sizes),
         layout.Matrix(*LU, shape, *layout.batch_of_one(number, shape), True),
-        tl.program_id(0) % panels * PANEL,
-        PANEL,
-        64,
+        tl.program_id(0) % panels * sizes.PANEL,
+        ROWS,
+        sizes,
     )
 
 
@@ -520,8 +539,8 @@ def workspace(A, *, block, panel, num_warps, **_):
 def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows, num_warps, registers, span=None):
     """Writes the packed factors of A, pivots and infos: `factor.factor` for any m and n.
 
-    The stride from one column of A to the next is 1. `work` and `order` are those of `workspace` and hold nothing of
-    use afterwards. Options:
+    Any strides, an expanded A too; the results overlap nothing. `work` and `order` are those of `workspace` and hold
+    nothing of use afterwards. Options:
 
     block: columns that are factored before those right of them are updated, `panel` times a power of two.
     panel: columns that are in registers at once, 16 or 32.
@@ -537,22 +556,26 @@ def factor(LU, pivots, infos, A, work, order, *, pivot, block, panel, cols, rows
     batch_size, (m, n) = A.shape[:-2].numel(), A.shape[-2:]
     k = min(m, n)
     args = (*launch.arguments(A.shape, LU, pivots, infos, A, work, order), _work_stride(A))
-    widths = {"BLOCK": block, "PANEL": panel}
-    inner = {**widths, "INNER": max(panel, launch.power_of_two(block - panel))}
+    inner = max(panel, launch.power_of_two(block - panel))
+    sizes = Sizes(block, panel, inner, cols, rows, n <= m or m % 16 == 0)
     options = {"num_stages": 1, "maxnreg": registers}
+
+    def with_panels(m, warps, **replaced):
+        panels = {"PANEL_ROWS": _panel_rows(m, warps), "WARPS": warps, "PIVOT": pivot}
+        return {"sizes": sizes._replace(**replaced), **panels}
+
     if span is None:
-        constants = {"PANEL_ROWS": _panel_rows(m, num_warps), **inner, "COLS": cols, "ROWS": rows, "WARPS": num_warps}
-        launch.run(whole_kernel, batch_size, args, {**constants, "PIVOT": pivot}, num_warps=num_warps, **options)
+        launch.run(whole_kernel, batch_size, args, with_panels(m, num_warps), num_warps=num_warps, **options)
         return
     without_results = (args[0], *args[3:])
     for j in range(0, k, block):
         warps = min(num_warps, max(4, launch.power_of_two(m - j) // 64))
-        constants = {"PANEL_ROWS": _panel_rows(m - j, warps), **inner, "ROWS": max(rows, 16 * warps), "WARPS": warps}
-        launch.run(block_kernel, batch_size, (*args, j), {**constants, "PIVOT": pivot}, num_warps=warps, **options)
+        constants = with_panels(m - j, warps, ROWS=max(rows, 16 * warps))
+        launch.run(block_kernel, batch_size, (*args, j), constants, num_warps=warps, **options)
         end = min(j + block, k)
         if end < n:
             programs = batch_size * max(launch.ceil_div(m - end, span), 1) * launch.ceil_div(n - end, cols)
-            constants = {"SPAN": span, **widths, "COLS": cols, "ROWS": rows}
+            constants = {"sizes": sizes, "SPAN": span}
             launch.run(update_kernel, programs, (*without_results, j), constants, num_warps=4, **options)
     programs = batch_size * launch.ceil_div(k, panel)
-    launch.run(finish_kernel, programs, without_results, widths, num_warps=4)
+    launch.run(finish_kernel, programs, without_results, {"sizes": sizes, "ROWS": 64}, num_warps=4)

@@ -174,18 +174,25 @@ def test_nan_and_infinity_stay_in_their_matrix(shape, dtype, kind):
         assert_same([x[[0, 2]] for x in after], before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_expanded_and_sliced_columns(dtype):
+    """Rows that are the same in memory, and columns that lie apart."""
+    for A in (torch.randn(2, 1, 18, dtype=dtype).expand(2, 20, 18), torch.randn(2, 20, 40, dtype=dtype)[..., 1::2]):
+        assert_same(run(A), run(A.contiguous()))
+
+
 @every_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 def test_strides(dtype, form):
-    """Of A from row to row and from matrix to matrix; all of the results."""
+    """All of A and of the results."""
     A = torch.randn(2, 20, 18, dtype=dtype)
     expected = run(A, form=form)
     assert_agrees(A, expected)
     wide = torch.full((2, 44, 30), torch.nan, dtype=dtype)[:, 3:43:2, 5:23].copy_(A)
-    for layout in (by_row, by_matrix, sliced):
+    for layout, view in ((by_row, wide), (by_matrix, by_column(A)), (sliced, wide.mT.contiguous().mT)):
         LU, pivots, infos = outputs(A, layout)
         strided_pivots, strided_infos = (torch.stack([x, x], dim=-1)[..., 0] for x in (pivots, infos))
-        assert_same(run(wide, (LU, strided_pivots, strided_infos), form=form), expected)
+        assert_same(run(view, (LU, strided_pivots, strided_infos), form=form), expected)
 
 
 @every_form
@@ -229,6 +236,8 @@ def test_operator(shape, dtype):
             torch.testing.assert_close(LU, expected.LU.expand_as(LU))
             assert torch.equal(pivots, expected.pivots.expand_as(pivots))
             assert torch.equal(infos, expected.info.expand_as(infos))
+        lazy = A.conj() if A.is_complex() else torch._neg_view(A)
+        assert_same(torch.ops.triton_lu.factor(lazy), torch.ops.triton_lu.factor(lazy.resolve_conj().resolve_neg()))
 
 
 @pytest.mark.parametrize("pivot", [True, False])

@@ -14,7 +14,7 @@ from triton_lu.plan.cpu import Widths
 # Rows or columns from which on a map is products: its kernels are estimated to take longer, even beside a host that
 # needs 15 µs for an operation of ATen.
 PRODUCTS_FROM = {"vjp": 768, "jvp": 768}
-CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks are so narrow that the kernel would load too much
+CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks spill registers, or are so narrow that the kernel loads too much
     torch.float32: 4096,
     torch.float64: 768,
     torch.complex64: 129,
@@ -106,12 +106,14 @@ class FactorBlocks:
 
 @dataclass(frozen=True)
 class Tile:
-    """A kernel for matrices up to 128×128: one per program.
+    """A kernel for matrices up to 128×128.
 
+    programs: for each matrix; of `curvature` only more than one.
     registers: of a thread, at most. With 128 instead of 168 sixteen warps fit on a multiprocessor instead of twelve.
     """
 
     num_warps: int
+    programs: int = 1
     registers: int = 128
 
 
@@ -136,7 +138,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The kernel of `curvature` from 17×17 on: a block of a matrix per program.
+    """The kernel of `curvature` beyond 128×128: a block of a matrix per program.
 
     terms: how many terms of a sum are loaded at once.
     """
@@ -163,7 +165,8 @@ def kernel(
     """The Triton kernel of that operator for `batch` matrices of m×n, or None where there is none."""
     largest = max(m, n)
     if name == "factor":
-        return _factor(largest, dtype) or _factor_blocks(largest, dtype, batch, multiprocessors)
+        small = _factor(largest, dtype) if largest <= 32 else None
+        return small or _factor_blocks(largest, dtype, batch, multiprocessors)
     if name == "slogdet":
         return _factor(largest, dtype)
     if name in ("lu_solve", "solve", "solve_ex"):  # of m×m, with n right-hand sides
@@ -172,12 +175,12 @@ def kernel(
         return _inverse(largest, dtype)
     if name not in ("vjp", "jvp", "curvature"):
         return None
-    if name == "curvature" and largest > 16:
-        return _curvature(largest, dtype)
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
+        if name == "curvature":
+            return _curvature(largest, dtype)
         return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
-        return _tile(largest)
+        return _tile(name, largest, dtype, batch, multiprocessors)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
@@ -185,28 +188,34 @@ def kernel(
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
 
 
-def _tile(largest: int) -> Tile:
-    """The kernel of the maps for matrices of at most `largest` rows and columns, from 17 on.
+def _tile(name: str, largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> Tile:
+    """The kernel of the maps for `batch` matrices of at most `largest` rows and columns, from 17 on.
 
-    A second warp shares what the first one reads, where three matrices per warp do not fit the L1 cache.
+    Of many matrices more warps share what the first one reads, where three matrices per warp do not fit the L1 cache;
+    those of `curvature`, which wait for nothing, do so from 16 KiB on. Few have as many warps as find room at once and
+    find work: 8 for 128×128 take half of the time of 2. What the batch decides changes no bits.
     """
-    return Tile(num_warps=1 if largest <= 64 else 2)
+    size = 1 << (largest - 1).bit_length()
+    if name == "curvature":
+        kibibytes = largest**2 * dtype.itemsize / 1024
+        num_warps = 1 if kibibytes <= 16 else 2 if kibibytes <= 64 else 4
+        most = 4  # more take longer than more programs
+    else:
+        num_warps = 1 if largest <= 64 else 2
+        most = 8
+    room = max(1, 16 * multiprocessors // batch)  # for warps of 128 registers
+    room = 1 << (room.bit_length() - 1)
+    if size > 32:
+        num_warps = max(num_warps, min(most, room, size // 16))
+    programs = max(1, min(room // num_warps, size // 16)) if name == "curvature" else 1
+    return Tile(num_warps, programs)
 
 
 def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
-    """The kernel of `curvature` for matrices of at most `largest` rows and columns, from 17 on.
-
-    Wider blocks in complex64 spill registers.
-    """
+    """The kernel of `curvature` beyond 128×128."""
     if largest >= CURVATURE_BY_PRODUCTS_FROM[dtype]:
         return None
-    if dtype.is_complex:
-        if dtype == torch.complex128:
-            return Curvature(block=32, terms=16, num_warps=2)
-        return Curvature(block=16, terms=16, num_warps=1)
-    if largest > 32:
-        return Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-    return Curvature(block=32, terms=32, num_warps=1)
+    return Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
 
 
 def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
@@ -223,7 +232,7 @@ def _few(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
-    """The kernel of the factorization of matrices of at most `largest` rows and columns.
+    """The kernel of the factorization of matrices of at most `largest` rows and columns, above 32 for `slogdet` alone.
 
     Unrolled steps are the fastest up to 32×32, but of complex matrices above 16×16 they compile for minutes: these, and
     what is larger, go in panels, as wide as compile in less than 10 s without spills.
@@ -266,8 +275,9 @@ def _lu_solve(n: int, right_hand_sides: int, dtype: torch.dtype) -> LuSolve | No
 def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> FactorBlocks | None:
     """The kernels of the factorization of `batch` matrices of more rows or columns than those of `_factor`.
 
-    What the batch decides changes no bits. The steps of one warp need no barrier, which is best for many matrices; four
-    halve the time of a few. Larger blocks have fewer launches, but complex ones of 64 columns spill.
+    What the batch decides changes no bits. Many matrices share a multiprocessor: one warp, whose steps need no barrier,
+    few registers, and two panels for each pass over a matrix. Four warps halve the time of a few. Larger blocks have
+    fewer launches, but complex ones of 64 columns spill.
     """
     words = dtype.itemsize // 4
     if largest > (512 if dtype == torch.complex128 else 1024):  # complex128 beyond takes more registers than there are
@@ -279,12 +289,12 @@ def _factor_blocks(largest: int, dtype: torch.dtype, batch: int, multiprocessors
         # Where there are programs for it, three on a multiprocessor beat two; float64 panels of 1024 rows do not fit.
         three = batch > multiprocessors // 3 and largest * words <= 1024
         return FactorBlocks(block=64, cols=64, rows=64, num_warps=8, span=256, registers=168 if three else 255)
-    many = batch > 4 * multiprocessors
-    num_warps = 4 if not many else 1 if words == 1 else 2
-    chosen = FactorBlocks(block=16, cols=max(num_warps * 32 // words, 16), rows=32, num_warps=num_warps)
-    if many and not dtype.is_complex:  # more programs hide waits for memory; complex ones would spill
-        return replace(chosen, rows=16, registers=128 if words == 1 else 168)
-    return chosen
+    if batch > 4 * multiprocessors:
+        num_warps = 1 if words == 1 else 2
+        registers = {torch.complex64: 168, torch.complex128: 255}.get(dtype, 128)
+        return FactorBlocks(block=32, cols=32 * num_warps // words, rows=16, num_warps=num_warps, registers=registers)
+    num_warps = 1 if largest <= 64 and words == 1 else 4
+    return FactorBlocks(block=16, cols=max(32 * num_warps // words, 16), rows=32, num_warps=num_warps)
 
 
 def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.device, batch: int = 2) -> bool:
