@@ -138,7 +138,7 @@ def _ldexp(x: Array, powers: Array) -> Array:
 
 
 def _tensor(x: Array, LU: Tensor) -> Tensor:
-    return torch.from_numpy(x.reshape(LU.shape[:-2])).to(LU.dtype)
+    return LU.new_empty(LU.shape[:-2]).copy_(torch.from_numpy(x.reshape(LU.shape[:-2])))
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,8 +58,11 @@ def solve_gradient(LU: Tensor, pivots: Tensor, X: Tensor, W: Tensor, left: bool,
 
 def inverse(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
     """A⁻¹, or A⁻ᴴ, column-major."""
-    identity = torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device)
-    X = identity.mT if LU.ndim == 2 else empty_column_major(LU).copy_(identity)
+    X = empty_column_major(LU)
+    if LU.ndim == 2:
+        torch.eye(LU.shape[-1], out=X)
+    else:
+        X.copy_(torch.eye(LU.shape[-1], dtype=LU.dtype, device=LU.device))
     by_adjoint = not adjoint and plan.inverse_by_adjoint(LU.shape[-1], LU.device.type)
     _lu_solve(LU, pivots, X, adjoint=adjoint or by_adjoint, out=X)
     return empty_column_major(X).copy_(X.mT).conj_physical_() if by_adjoint else X
