@@ -48,7 +48,7 @@ def test_agrees(shape, dtype, target):
 
 @pytest.mark.parametrize(("shape", "dtype"), [(WHOLE, torch.float32), ((50, 36), torch.complex64)], ids=str)
 def test_constants_for_many(shape, dtype):
-    """Two panels for each pass over a matrix, of which A is one by columns. They spill, which was taken into account."""
+    """Two panels for each pass over a matrix, with few registers; A by columns."""
     A = by_column(torch.randn(2, *shape, dtype=dtype))
     results, (report,) = run(A, batch=MANY, target="sm_90", explicit_barriers=True)
     assert_is_factorization(A, results)
