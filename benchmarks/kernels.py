@@ -55,16 +55,19 @@ ENTRIES = 2**24  # of the matrices of a launch: more than an L2 cache holds
 
 # The estimated time over that of a copy of the fewest bytes at which a kernel counts as done (H100), by largest size.
 TARGETS = {
-    "float32": {8: 1.2, 16: 1.4, 32: 1.5, 64: 1.6, 128: 2.0},
-    "float64": {8: 1.2, 16: 1.4, 32: 1.5, 64: 1.75, 128: 2.2},
-    "complex64": {8: 1.2, 16: 1.6, 64: 1.9, 128: 2.6},
-    "complex128": {8: 1.2, 128: 2.5},
-}
-FACTOR_TARGETS = {
-    "float32": {16: 1.3, 32: 1.5, 64: 3.4, 128: 4.2},
-    "float64": {16: 1.3, 32: 1.5, 64: 3.4, 128: 4.2},
-    "complex64": {16: 1.3, 32: 2.0, 64: 5.0, 128: 6.3},
-    "complex128": {16: 1.3, 32: 2.5, 64: 4.2, 128: 5.2},
+    "maps": {
+        "float32": {8: 1.2, 16: 1.4, 32: 1.5, 64: 1.6, 128: 2.0},
+        "float64": {8: 1.2, 16: 1.4, 32: 1.5, 64: 1.75, 128: 2.2},
+        "complex64": {8: 1.2, 16: 1.6, 64: 1.9, 128: 2.6},
+        "complex128": {8: 1.2, 128: 2.5},
+    },
+    "factor": {
+        "float32": {16: 1.3, 32: 1.5, 64: 3.4, 128: 4.2},
+        "float64": {16: 1.3, 32: 1.5, 64: 3.4, 128: 4.2},
+        "complex64": {16: 1.3, 32: 2.0, 64: 5.0, 128: 6.3},
+        "complex128": {16: 1.3, 32: 2.5, 64: 4.2, 128: 5.2},
+    },
+    "systems": {dtype_name(dtype): {16: 1.3, 32: 1.8} for dtype in DTYPES},
 }
 BATCHES = {  # of `factor` besides, where single programs are waited for or the L2 cache is too small; microseconds
     Size(256, 128, 128): 135,
@@ -78,7 +81,6 @@ BATCHES = {  # of `factor` besides, where single programs are waited for or the 
 }
 LONGER = {"float32": 1, "float64": 2, "complex64": 3, "complex128": 5}  # than these may take other dtypes
 DEFAULT_SIZES = {"factor": (*SIZES, *BATCHES), "lu_solve": SOLVED_SIZES}  # others have SIZES
-SYSTEMS_TARGETS = {16: 1.3, 32: 1.8}
 JVP = 1.2  # forward mode may take so many times as long as reverse mode,
 RAGGED = 1.6  # and a matrix that is not a square of a power of two as the next one that is
 
@@ -278,9 +280,8 @@ def target_ratio(name: str, size: Size, dtype: torch.dtype) -> float | None:
     if name == "factor" and size in BATCHES:
         copy = size.batch * fewest_bytes(name, size, dtype) / BANDWIDTH["H100"]
         return round(BATCHES[size] * 1e-6 * LONGER[dtype_name(dtype)] / copy, 2)
-    limits = (FACTOR_TARGETS if name == "factor" else TARGETS)[dtype_name(dtype)]
-    if name in SYSTEMS:
-        limits = SYSTEMS_TARGETS
+    kind = "factor" if name == "factor" else "systems" if name in SYSTEMS else "maps"
+    limits = TARGETS[kind][dtype_name(dtype)]
     _, m, n = of_systems(name, size)
     full = m == n and n & (n - 1) == 0
     factor = (JVP if name == "jvp" else 1) * (1 if full else RAGGED)

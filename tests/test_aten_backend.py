@@ -2,11 +2,14 @@
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import triton_lu
+from benchmarks import accuracy
 from tests.support.matrices import REGULAR, ZOO
 from triton_lu import aten_backend, plan, reference
 from triton_lu.bench.timing import peak_bytes
@@ -119,6 +122,20 @@ def test_products_of_any_layout(layout, by_products):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_products_beside_a_zero_pivot(dtype, by_products):
+    """No tangent is divided by the last pivot."""
+    by_products(64)
+    n = 100
+    LU, pivots = factored("gaussian", n, n, dtype)
+    E = torch.randn(n, n, dtype=dtype)
+    expected = reference.jvp(LU, pivots, E)
+    LU[-1, -1] = 0
+    computed = aten_backend.jvp(LU, pivots, E)
+    assert computed.isfinite().all()
+    assert reference.relative_error(computed[:, :-1], expected[:, :-1]) < reference.tolerance(dtype, n)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2048, 2048), (2, 2048, 2048), (3000, 2100)], ids=str)
 def test_products_on_a_gpu_do_not_wait_and_fit(shape, dtype):
     """On CUDA tensors without data: whoever asks for a value would fail. With the result 2.5 matrices,
@@ -166,7 +183,7 @@ def torch_jvp(LU, pivots, E):
 @pytest.mark.parametrize("name", [name for name in REGULAR if name != "wilkinson"])  # it grows by 2^n
 def test_accuracy_of_products_beside_torch(name, dtype, monkeypatch):
     """In the blocks of a GPU's plan: at most three times the error of PyTorch's formulas, as above."""
-    monkeypatch.setattr(plan, "block_of_products", lambda *problem: plan.gpu.block_of_products(*problem[:4]))
+    monkeypatch.setattr(plan, "block_of_products", lambda m, n, device: plan.gpu.block_of_products(m, n))
     n = 600
     LU, pivots = factored(name, n, n, dtype)
     X = torch.randn(n, n, dtype=dtype)
@@ -175,6 +192,38 @@ def test_accuracy_of_products_beside_torch(name, dtype, monkeypatch):
         ours = reference.relative_error(getattr(aten_backend, function)(LU, pivots, X), expected)
         theirs = reference.relative_error(torch_function(LU, pivots, X), expected)
         assert ours <= 3 * theirs + 4 * torch.finfo(dtype).eps, (function, ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["ill_conditioned", "orthogonal"])
+def test_accuracy_of_products_in_double_precision(name, monkeypatch):
+    """Likewise, against extended precision, in two blocks. Without Newton's step of the inverses: 7 to 10."""
+    monkeypatch.setattr(plan, "block_of_products", lambda m, n, device: plan.gpu.block_of_products(m, n))
+    n = 300
+    LU, pivots = factored(name, n, n, torch.float64)
+    X = torch.randn(n, n, dtype=torch.float64)
+    for function, torch_function, extended in (
+        ("vjp", torch_vjp, accuracy.extended_gradient),
+        ("jvp", torch_jvp, extended_tangent),
+    ):
+        expected = extended(LU, pivots, X)
+        ours, theirs = (
+            np.linalg.norm(computed(LU, pivots, X).numpy() - expected)
+            for computed in (getattr(aten_backend, function), torch_function)
+        )
+        assert ours <= 3 * theirs, function
+
+
+def extended_tangent(LU, pivots, E):
+    """dB of one square matrix in extended precision."""
+    B, n = LU.numpy().astype(np.longdouble), len(LU)
+    L, U = np.tril(B, -1), np.triu(B)
+    M = E.numpy().astype(np.longdouble)[triton_lu.permutation(pivots, n).numpy()]
+    for i in range(n):
+        M[i] -= L[i, :i] @ M[:i]
+    for j in range(n):
+        M[:, j] = (M[:, j] - M[:, :j] @ U[:j, j]) / U[j, j]
+    T = np.tril(M, -1)
+    return T + L @ T + np.triu(M) @ U
 
 
 def torch_vjp(LU, pivots, G):

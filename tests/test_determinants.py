@@ -148,6 +148,12 @@ def test_no_matrix_changes_the_bits_of_another(neighbour, dtype):
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("n", [6, 40])
+def test_a_matrix_has_the_same_determinant_in_a_batch(n):
+    A = matrix(2, n, n)
+    assert torch.equal(torch.stack([*map(det, A)]), det(A))
+
+
 @pytest.mark.parametrize("value", [1e-40, 0.0, 3e38])
 def test_the_gradient_of_a_number_is_one(value):
     A = torch.tensor([[value]], requires_grad=True)

@@ -61,7 +61,7 @@ def test_ours_are_right_in_batches(name, inner, outer):
 
 @pytest.mark.parametrize("name", ["slogdet", "solve"])
 def test_pytorchs_are_wrong_in_batches_in_the_other_nesting_too(name):
-    """Its lu_solve reads other matrices; see `triton_lu.solve`. Failing, this says that PyTorch has mended that."""
+    """Its lu_solve reads other matrices; see `triton_lu.systems`. Failing, this says that PyTorch has mended that."""
     assert of_a_batch(PYTORCHS[name], "reverse", "forward") > 0.1
 
 

@@ -44,6 +44,7 @@ FUNCTIONS = {
     "torch.Tensor.inverse": lambda A: A.inverse(),
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)
+every_operator = pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.startswith("torch.linalg")])
 
 
 def packed(A):
@@ -114,7 +115,7 @@ TRANSFORMS = {
 }
 
 
-@every_function
+@every_operator
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_every_derivative(name, transform, taken_over):
     A, function = matrix(2, 3, 3), TRANSFORMS[transform](FUNCTIONS[name])
@@ -146,8 +147,10 @@ def test_autograd_and_forward_mode(name, taken_over):
     torch.testing.assert_close(tangent, jvp(function, (A.detach(),), (E,))[1])
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if "lu" in name or "linalg" in name])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [*((name, "aot_eager") for name in FUNCTIONS), ("torch.linalg.lu_factor", "inductor")],
+)
 def test_compiled(name, backend, taken_over):
     A, function = matrix(3, 4, 4).requires_grad_(), FUNCTIONS[name]
     with taken_over():
@@ -419,7 +422,7 @@ def test_install_and_uninstall_any_number_of_times():
     assert torch.compiler.config.cache_key_tag == tag
 
 
-@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name.startswith("torch.linalg")])
+@every_operator
 def test_holds_for_what_was_traced_before(name):
     """Tracing remembers which key of an operator has a kernel."""
     A = matrix(3, 4, 4).requires_grad_()

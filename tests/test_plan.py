@@ -35,17 +35,16 @@ def test_kernels_serve_their_sizes(name, dtype):
     limit = plan.PRODUCTS_FROM.get(name, 1025) - 1
     if name == "factor" and dtype == torch.complex128:
         limit = 512
-    if name == "curvature" and dtype.is_complex:
-        limit = 128
+    if name == "curvature":
+        limit = plan.gpu.CURVATURE_BY_PRODUCTS_FROM[dtype] - 1
     for m in SIZES:
         for n in SIZES:
             chosen = plan.kernel(name, m, n, dtype)
             assert (chosen is not None) == (max(m, n) <= limit)
             if chosen is not None:
-                limits = {16: plan.Warp, 128: plan.Tile, limit: plan.Sweep}
+                large = plan.Curvature if name == "curvature" else plan.Sweep
+                limits = {16: plan.Warp, 128: plan.Tile, 5000: large}
                 regime = next(regime for size, regime in limits.items() if max(m, n) <= size)
-                if name == "curvature" and max(m, n) > 16:
-                    regime = plan.Curvature
                 if name == "factor":
                     regime = plan.Factor if max(m, n) <= 32 else plan.FactorBlocks
                 assert isinstance(chosen, regime)
@@ -55,8 +54,20 @@ def test_kernels_serve_their_sizes(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_few_matrices_have_more_warps(dtype):
+    for name, size in itertools.product(("vjp", "jvp", "curvature"), (20, 50, 64, 100, 128)):
+        chosen = [plan.kernel(name, size, size, dtype, batch) for batch in BATCHES]
+        warps = [tile.num_warps * tile.programs for tile in chosen]
+        assert warps == sorted(warps, reverse=True)
+        assert all(
+            number * batch <= 16 * plan.MULTIPROCESSORS for number, batch in zip(warps[:4], BATCHES, strict=False)
+        )
+        assert chosen[-1].programs == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
 def test_sums_are_split_where_tiles_are_few(dtype):
-    for m, n in itertools.product((129, 200, 512, 1000, plan.PRODUCTS_FROM["vjp"] - 1), repeat=2):
+    for m, n in itertools.product((129, 200, 512, 700, plan.PRODUCTS_FROM["vjp"] - 1), repeat=2):
         split = [plan.kernel("vjp", m, n, dtype, batch).split for batch in BATCHES]
         assert split[0]
         assert not split[-1]
@@ -90,6 +101,15 @@ def test_plans_are_immutable_and_equal_for_equal_problems():
         chosen.num_warps = 2
 
 
+def test_a_few_large_matrices_are_products():
+    gpu = torch.device("cuda", 0)
+    for name, limits in plan.gpu.FEW_BY_PRODUCTS_FROM.items():
+        for batch, dtype in itertools.product((1, 4, 100), (torch.float64, torch.complex64)):
+            limit = limits[dtype.is_complex]
+            assert plan.kernel_pays(name, limit - 1, limit - 1, dtype, gpu, batch)
+            assert plan.kernel_pays(name, 10, limit, dtype, gpu, batch) == (batch == 100)
+
+
 def test_one_matrix_alone_is_factored_by_the_library():
     """From where on a kernel would factor it in blocks of columns; cuSOLVER has not been measured beside that."""
     gpu = torch.device("cuda", 0)
@@ -97,4 +117,4 @@ def test_one_matrix_alone_is_factored_by_the_library():
         assert plan.kernel_pays("factor", limit, limit, dtype, gpu, 1)
         assert not plan.kernel_pays("factor", limit, limit + 1, dtype, gpu, 1)
         assert plan.kernel_pays("factor", limit, limit + 1, dtype, gpu, 2)
-    assert plan.kernel_pays("vjp", 512, 512, torch.float32, gpu, 1)
+    assert plan.kernel_pays("vjp", 256, 256, torch.float32, gpu, 1)

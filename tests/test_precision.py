@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import triton_lu
-from triton_lu import aten_backend, plan, precision, solve
+from tests.support.nestings import SECOND
+from triton_lu import aten_backend, plan, precision, systems
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_products_are_in_full_precision(tf32, shape, dtype):
     maps["factor"] = partial(aten_backend.factor, LU, False)
     for equation in ((True, False), (False, False)):
         maps["lu_solve_vjp"] = partial(aten_backend.lu_solve_vjp, LU, pivots, LU, LU, LU, *equation)
-        maps["lu_solve_jvp"] = partial(solve.lu_solve_jvp, LU, pivots, LU, LU, LU, *equation)
+        maps["lu_solve_jvp"] = partial(systems.lu_solve_jvp, LU, pivots, LU, LU, LU, *equation)
     for name, compute in maps.items():
         with Products() as products:
             compute()
@@ -82,6 +83,26 @@ def test_third_derivatives_are_in_full_precision(tf32, monkeypatch):
     assert [{*each} for each in seen] == [{("ieee", "ieee")}] * 3
     assert not outside
     assert settings() == ("tf32", "tf32")
+
+
+@pytest.mark.parametrize("name", ["det", "inv", "solve"])
+@pytest.mark.parametrize("mode", SECOND)
+@pytest.mark.parametrize("reduced_by", ["setting", "compiler"])
+def test_second_derivatives_hold_no_products_of_torch(tf32, monkeypatch, reduced_by, mode, name):
+    """But those inside the operators."""
+    other = "is_traced" if reduced_by == "setting" else "_is_reduced"
+    monkeypatch.setattr(precision, other, lambda *_: False)
+    function, args = getattr(triton_lu.linalg, name), [torch.randn(3, 3)] if name == "solve" else []
+    with Products() as products:
+        SECOND[mode](lambda A: function(A, *args).square().sum())(torch.randn(3, 3))
+    assert not products.seen
+
+
+def test_products_of_a_gradient_are_in_full_precision(tf32, monkeypatch):
+    seen = spy(monkeypatch, torch, "matmul")
+    A = torch.randn(3, 3, requires_grad=True)
+    (triton_lu.linalg.inv(A) + triton_lu.linalg.solve(A, torch.eye(3))).sum().backward()
+    assert seen == [("ieee", "ieee")] * 3
 
 
 def test_the_last_thread_restores(tf32):

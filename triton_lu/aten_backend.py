@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu import determinant, elimination, numpy_backend, plan, products, row_order
-from triton_lu import solve as solving
+from triton_lu import determinant, elimination, numpy_backend, plan, products, row_order, systems
 from triton_lu.parts import add_product_, blocks_of, columns, part, rows
 from triton_lu.precision import full_precision
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major
@@ -56,7 +55,7 @@ def _factor_one_by_one(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 permutation = row_order.permutation
-lu_solve, lu_solve_vjp = solving.lu_solve, solving.lu_solve_vjp
+lu_solve, lu_solve_vjp = systems.lu_solve, systems.lu_solve_vjp
 
 
 def _factored(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +104,12 @@ def solve_ex(A: Tensor, B: Tensor, left: bool) -> tuple[Tensor, ...]:
     return solution(A, LU, pivots, B, left, False), LU, pivots, infos
 
 
+def product(A: Tensor, B: Tensor) -> Tensor:
+    """(A, B) -> A B."""
+    with full_precision(A):
+        return torch.matmul(A, B)
+
+
 # In what follows the derivatives are with respect to A, and the values are found from its factors
 
 
@@ -115,7 +120,7 @@ def adjugate(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
 
 def inverse(A: Tensor, LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
     """(A, LU, pivots) -> A⁻¹, or A⁻ᴴ."""
-    return solving.inverse(LU, pivots, adjoint)
+    return systems.inverse(LU, pivots, adjoint)
 
 
 def solve(A: Tensor, LU: Tensor, pivots: Tensor, B: Tensor, left: bool, adjoint: bool) -> Tensor:
@@ -128,9 +133,9 @@ def _small_form(name: str, X: Tensor) -> str | None:
     return plan.in_numpy(name, X.shape[:-2].numel(), m, n, X.dtype, X.device.type)
 
 
-def _block_of_products(name: str, X: Tensor) -> int | None:
+def _block_of_products(X: Tensor) -> int | None:
     m, n = X.shape[-2:]
-    return plan.block_of_products(name, m, n, X.dtype, X.device.type)
+    return plan.block_of_products(m, n, X.device.type)
 
 
 def _sweep_(X: Tensor, LU: Tensor, blocked_: Callable[[Tensor, Tensor, plan.Widths], None]) -> None:
@@ -146,7 +151,7 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor) -> Tensor:
     """G -> P X, X = L⁻ᴴ (tril(Lᴴ G, -1) + triu(G Uᴴ)) U⁻ᴴ."""
     if G.numel() == 0:
         return empty_row_major(G)
-    if block := _block_of_products("vjp", G):
+    if block := _block_of_products(G):
         with full_precision(G):
             return products.vjp(LU, pivots, G, block)
     form = _small_form("vjp", G)
@@ -173,7 +178,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor) -> Tensor:
     """E -> L tril(M, -1) + triu(M) U, M = L⁻¹ (Pᵀ E) U⁻¹: the tangent of B along E."""
     if E.numel() == 0:
         return empty_column_major(E)
-    if block := _block_of_products("jvp", E):
+    if block := _block_of_products(E):
         with full_precision(E):
             return products.jvp(LU, pivots, E, block)
     form = _small_form("jvp", E)
@@ -190,7 +195,7 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y, where dL = tril(D, -1) and dU = triu(D)."""
     if Y.numel() == 0:
         return empty_row_major(Y)
-    if block := _block_of_products("curvature", Y):
+    if block := _block_of_products(Y):
         with full_precision(Y):
             return products.curvature(D, pivots, Y, block)
     form = _small_form("curvature", Y)
@@ -223,7 +228,7 @@ def mixed(D: Tensor, pivots: Tensor, dB: Tensor) -> Tensor:
     """(D, δB) -> -P (dL δU + δL dU), where dL = tril(D, -1) and dU = triu(D), and likewise δL and δU."""
     if dB.numel() == 0:
         return empty_row_major(dB)
-    if block := _block_of_products("mixed", dB):
+    if block := _block_of_products(dB):
         with full_precision(dB):
             return products.mixed(D, pivots, dB, block)
     m, n = dB.shape[-2:]
@@ -257,7 +262,7 @@ def _adjoint_copy(X: Tensor, workspace: Tensor) -> Tensor:
 
 
 def _adjoint(X: Tensor, workspace: Tensor) -> Tensor:
-    """Xᴴ without a lazy conjugation, which PyTorch loses inside an operator at the first call of a compiled graph."""
+    """Xᴴ, of complex numbers a copy: see `products._adjoint`."""
     return _adjoint_copy(X, workspace) if X.is_complex() else X.mT
 
 

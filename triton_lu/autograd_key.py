@@ -68,6 +68,17 @@ def is_differentiated(args: tuple[Any, ...]) -> bool:
     return any(map(_has_tangent, args))
 
 
+def is_observed(args: tuple[Any, ...]) -> bool:
+    """Whether more than its result is asked of an operation: a derivative, or a trace."""
+    in_functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    return in_functorch or is_traced() or is_differentiated(args)
+
+
+def is_traced() -> bool:
+    """Whether a mode sees operations, as those do that trace for compilers."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def autograd_key(
     op: torch._ops.OpOverload, rule: type[DerivativeRule], implementations: Mapping[str, Callable[..., Any]]
 ) -> Callable[..., Any]:

@@ -1,13 +1,20 @@
 """Determinants and adjugates from A = P L U, in ATen operations."""
 
+import math
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
-from triton_lu.solve import inverse
+from triton_lu import plan
+from triton_lu.systems import inverse
 
-LARGE = 2.0**120  # a number of every dtype, as is its reciprocal
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MODERATE = 120  # a number with such an exponent, or its negative, is one of every dtype
+IN_DOUBLE = 512  # mantissas whose product is normal in double precision
 MANTISSAS = 64  # whose product, at least 2⁻⁶⁴ and at most 2³², no dtype rounds to zero or infinity
 
 
@@ -19,13 +26,9 @@ def signed_log(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
 
 def determinant(LU: Tensor, pivots: Tensor) -> Tensor:
     """det(P L U), which neither over- nor underflows unless the result does."""
-    in_double = _product_in_double(LU, pivots)
-    if in_double is not None:
-        product, is_safe = in_double
-        if is_safe.all():
-            return product.to(LU.dtype)
-    result = _scaled(*_product(LU.diagonal(dim1=-2, dim2=-1))) * _parity(pivots)
-    return result if in_double is None else torch.where(is_safe, product.to(LU.dtype), result)
+    if LU.is_cuda:
+        return _scaled(*_product(LU.diagonal(dim1=-2, dim2=-1))) * _parity(pivots)
+    return _tensor(_ldexp(*_product_in_double(LU, pivots)), LU)
 
 
 def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
@@ -36,29 +39,31 @@ def adjugate(LU: Tensor, pivots: Tensor, adjoint: bool) -> Tensor:
     X = inverse(LU, pivots, adjoint)
     if LU.shape[-1] == 1:
         return X.fill_(1)
-    in_double = _product_in_double(LU, pivots)
-    if in_double is not None:
-        product, is_safe = in_double
-        size = product.abs()
-        is_safe &= (size > 1 / LARGE) & (size < LARGE)
-        in_dtype = product.to(LU.dtype)
-        if is_safe.all():
-            return X.mul_((in_dtype.conj() if adjoint else in_dtype)[..., None, None])
-    diagonal = LU.diagonal(dim1=-2, dim2=-1)
-    is_zero = diagonal == 0
-    mantissa, exponent = _product(diagonal)
-    factor, powers = mantissa * _parity(pivots), [*_powers_of_two(exponent, LU.dtype)]
-    if in_double is not None:  # a matrix has the same bits whatever the others are
-        factor = torch.where(is_safe, in_dtype, factor)
-        powers = [torch.where(is_safe, 1, power) for power in powers]
-    for number in (factor.conj_physical() if adjoint else factor, *powers):
-        X.mul_(number[..., None, None])
-    if LU.numel() == 0 or not (LU.is_cuda or is_zero.any()):
+    factors, are_regular = _factors(LU, pivots)
+    for factor in factors:
+        X.mul_((factor.conj_physical() if adjoint else factor)[..., None, None])
+    if are_regular or LU.numel() == 0:
         return X
+    is_zero = LU.diagonal(dim1=-2, dim2=-1) == 0
     singular = _adjugate_of_singular(LU, pivots, is_zero)
     if adjoint:
         singular = singular.mT.conj_physical()
     return torch.where(is_zero.any(-1)[..., None, None], singular, X, out=X)
+
+
+def _factors(LU: Tensor, pivots: Tensor) -> tuple[tuple[Tensor, ...], bool]:
+    """det(P L U) as a product of numbers that neither over- nor underflow, and whether it is known that none is zero.
+    On a CPU, where that can be seen, it is one number if the determinants are such.
+    """
+    if LU.is_cuda:
+        product, exponent = _product(LU.diagonal(dim1=-2, dim2=-1))
+        return (product * _parity(pivots), *_powers_of_two(exponent, LU.dtype)), False
+    numbers, powers = _product_in_double(LU, pivots)
+    are_regular = bool(numbers.all())
+    if (np.abs(powers) < MODERATE).all():
+        return (_tensor(_ldexp(numbers, powers), LU),), are_regular
+    exponent = torch.from_numpy(powers.reshape(LU.shape[:-2]))
+    return (_tensor(numbers, LU), *_powers_of_two(exponent, LU.dtype)), are_regular
 
 
 def _adjugate_of_singular(LU: Tensor, pivots: Tensor, is_zero: Tensor) -> Tensor:
@@ -91,20 +96,49 @@ def _parity(pivots: Tensor) -> Tensor:
     return 1 - 2 * ((pivots != steps).sum(-1) & 1)
 
 
-def _product_in_double(LU: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor] | None:
-    """det(P L U) on a CPU as the product of U's diagonal; and where no product of some of it can over- or underflow."""
-    if LU.is_cuda or LU.numel() == 0:  # a look at them on a GPU would synchronize it
-        return None
-    n = LU.shape[-1]
-    diagonal = LU.numpy().diagonal(axis1=-2, axis2=-1).reshape(-1, n).T  # [n, batch]: sums are over rows
+def _product_in_double(LU: Tensor, pivots: Tensor) -> tuple[Array, Array]:
+    """det(P L U) on a CPU, as numbers of a size of about 1, or zero, and powers of two."""
+    n, batch = LU.shape[-1], LU.shape[:-2].numel()
+    diagonal_of_U = LU.diagonal(dim1=-2, dim2=-1)
+    if plan.determinant_in_python(LU.shape, LU.dtype):
+        number, power = 1.0, 0
+        for i, x, pivot in zip(
+            range(1, n + 1), diagonal_of_U.flatten().tolist(), pivots.flatten().tolist(), strict=True
+        ):
+            number, shift = math.frexp(number * x if pivot == i else -number * x)
+            power += shift
+        return np.array([number]), np.array([power], np.int32)
+    diagonal: Array = diagonal_of_U.numpy().reshape(batch, n).T  # [n, batch]: sums are over rows
     diagonal = diagonal.astype(np.result_type(diagonal, np.float64), order="C")
-    _, exponents = np.frexp(np.abs(diagonal))
-    is_safe = np.abs(exponents).sum(0) <= 1000 - n
-    exchanges = (np.arange(1, n + 1)[:, None] != pivots.numpy().reshape(-1, n).T).sum(0)
+    exchanges = (np.arange(1, n + 1)[:, None] != pivots.numpy().reshape(batch, n).T).sum(0)
+    numbers: Array = 1.0 - 2 * (exchanges & 1)
+    powers = np.zeros(batch, np.int32)
     with np.errstate(all="ignore"):
-        product = diagonal.prod(0) * (1 - 2 * (exchanges & 1))
-    batch = LU.shape[:-2]
-    return torch.from_numpy(product.reshape(batch)), torch.from_numpy(is_safe.reshape(batch))
+        for i in range(0, n, IN_DOUBLE):
+            mantissas, exponents = _frexp(diagonal[i : i + IN_DOUBLE])
+            numbers, shifts = _frexp(numbers * mantissas.prod(0))
+            powers += shifts + exponents.sum(0, dtype=np.int32)
+    return numbers, powers
+
+
+def _frexp(x: Array) -> tuple[Array, Array]:
+    """x as mantissas and powers of two; of complex numbers the larger part is between 1/2 and 1."""
+    if not np.iscomplexobj(x):
+        return np.frexp(x)
+    _, powers = np.frexp(np.maximum(np.abs(x.real), np.abs(x.imag)))
+    return _ldexp(x, -powers), powers
+
+
+def _ldexp(x: Array, powers: Array) -> Array:
+    """x 2^powers."""
+    with np.errstate(all="ignore"):
+        if not np.iscomplexobj(x):
+            return np.ldexp(x, powers)
+        return np.ldexp(x.view(np.float64).reshape(*x.shape, 2), powers[..., None]).view(x.dtype)[..., 0]
+
+
+def _tensor(x: Array, LU: Tensor) -> Tensor:
+    return torch.from_numpy(x.reshape(LU.shape[:-2])).to(LU.dtype)
 
 
 def _product(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,10 +38,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triton_lu import plan
-from triton_lu import solve as solving
+from triton_lu import plan, systems
 from triton_lu.autograd_key import primal, tangent_mode, without_autocast
-from triton_lu.precision import full_precision
+from triton_lu.precision import product
 from triton_lu.registration import Operator, on_triton, register
 from triton_lu.results import empty_column_major, empty_factors, empty_row_major, empty_solution
 
@@ -248,7 +247,7 @@ class LuSolve(Operator):
             along_B = None if dB is None else lu_solve(LU, pivots, dB, *ctx.equation)
             if dLU is None:
                 return _total(along_B)
-            along_LU = solving.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
+            along_LU = systems.lu_solve_jvp(LU, pivots, primal(B).expand_as(X), X, dLU, *ctx.equation)
             return _total(along_B, along_LU)
 
 
@@ -303,7 +302,7 @@ class Slogdet(Operator):
         if G is None:
             return None, None
         with without_autocast(G):
-            return None, G[..., None, None] * _adjoint(inverse, A, LU, pivots)
+            return None, _each(G) * _adjoint(inverse, A, LU, pivots)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
@@ -338,7 +337,7 @@ class Det(Operator):
     @staticmethod
     def backward(ctx: Any, G: Tensor, *_: None) -> tuple[Any, ...]:
         with without_autocast(G):
-            return None, G[..., None, None] * _adjoint(adjugate, *ctx.saved_tensors)
+            return None, _each(G) * _adjoint(adjugate, *ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
@@ -378,18 +377,18 @@ class Adjugate(Operator):
         A, LU, pivots, C = ctx.saved_tensors
         if ctx.adjoint:
             C, G = C.mH, G.mH
-        with without_autocast(G), full_precision(G):
+        with without_autocast(G):
             XH = cls._inverse(A, LU, pivots).mH
-            return None, _trace(C.mH, G)[..., None, None] * XH - XH @ G @ C.mH, None, None, None
+            return None, _each(_trace(C.mH, G)) * XH - product(XH, G, C.mH), None, None, None
 
     @classmethod
     def jvp(cls, ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
         A, LU, pivots, C = ctx.saved_tensors
-        with tangent_mode(), full_precision(dA):
+        with tangent_mode():
             X, C = cls._inverse(primal(A), LU, pivots), primal(C)
             if ctx.adjoint:
                 C = C.mH
-            dC = _trace(X, dA)[..., None, None] * C - X @ dA @ C
+            dC = _each(_trace(X, dA)) * C - product(X, dA, C)
             return dC.mH if ctx.adjoint else dC
 
 
@@ -405,22 +404,15 @@ class Inverse(Operator):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.adjoint = inputs[-1]
-        ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
+        _save_inverse(ctx, output, adjoint=inputs[-1])
 
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
-        (X,) = ctx.saved_tensors
-        with without_autocast(G):
-            A_grad = _change_of_inverse(X, G.mH) if ctx.adjoint else _change_of_inverse(X.mH, G)
-            return None, A_grad, None, None, None
+        return None, _inverse_gradient(ctx, G), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor, *__: None) -> Tensor:
-        (X,) = ctx.saved_tensors
-        with tangent_mode():
-            return _change_of_inverse(primal(X), dA.mH if ctx.adjoint else dA)
+        return _inverse_tangent(ctx, dA)
 
 
 class InvEx(Operator):
@@ -438,22 +430,38 @@ class InvEx(Operator):
         X, infos = output
         ctx.mark_non_differentiable(infos)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(X)
-        ctx.save_for_forward(X)
+        _save_inverse(ctx, X, adjoint=False)
 
     @staticmethod
     def backward(ctx: Any, G: Tensor | None, _: None) -> tuple[Any, ...]:
-        (X,) = ctx.saved_tensors
-        if G is None:
-            return None, None
-        with without_autocast(G):
-            return None, _change_of_inverse(X.mH, G)
+        return None, None if G is None else _inverse_gradient(ctx, G)
 
     @staticmethod
     def jvp(ctx: Any, _: None, dA: Tensor) -> tuple[Any, ...]:
-        (X,) = ctx.saved_tensors
-        with tangent_mode():
-            return _change_of_inverse(primal(X), dA), None
+        return _inverse_tangent(ctx, dA), None
+
+
+def _save_inverse(ctx: Any, X: Tensor, *, adjoint: bool) -> None:
+    ctx.adjoint = adjoint
+    ctx.save_for_backward(X)
+    ctx.save_for_forward(X)
+
+
+def _inverse_gradient(ctx: Any, G: Tensor) -> Tensor:
+    (X,) = ctx.saved_tensors
+    with without_autocast(G):
+        return _change_of_inverse(X, G.mH) if ctx.adjoint else _change_of_inverse(X.mH, G)
+
+
+def _inverse_tangent(ctx: Any, dA: Tensor) -> Tensor:
+    (X,) = ctx.saved_tensors
+    with tangent_mode():
+        return _change_of_inverse(primal(X), dA.mH if ctx.adjoint else dA)
+
+
+def _each(x: Tensor) -> Tensor:
+    """Numbers [...] as factors of matrices [..., n, n]."""
+    return x[..., None, None] if x.ndim else x
 
 
 def _adjoint(function: Any, A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
@@ -465,8 +473,7 @@ def _adjoint(function: Any, A: Tensor, LU: Tensor, pivots: Tensor) -> Tensor:
 
 def _change_of_inverse(X: Tensor, dA: Tensor) -> Tensor:
     """-X dA X."""
-    with full_precision(X):
-        return (X @ dA @ X).neg()
+    return product(X, dA, X).neg()
 
 
 def _trace(X: Tensor, Y: Tensor) -> Tensor:
@@ -555,7 +562,7 @@ def _solution_gradients(ctx: Any, G: Tensor, *, needs_A: bool, needs_B: bool) ->
         A_grad = None
         if needs_A:
             (X,) = solution
-            A_grad = solving.solve_gradient(LU, pivots, X, W, left, adjoint)
+            A_grad = systems.solve_gradient(LU, pivots, X, W, left, adjoint)
         return A_grad, W.sum_to_size(ctx.shape) if needs_B else None
 
 
@@ -566,8 +573,8 @@ def _solution_tangent(ctx: Any, dA: Tensor | None, dB: Tensor | None) -> Tensor:
         change = None
         if dA is not None:
             X, dA = primal(X), dA.mH if adjoint else dA
-            with full_precision(X):
-                change = (dA @ X if left else X @ dA).neg()
+            dA = dA.expand(*X.shape[:-2], *dA.shape[-2:])
+            change = (product(dA, X) if left else product(X, dA)).neg()
         elif dB is not None:
             dB = dB.expand_as(X)
         return solve(primal(A), LU, pivots, _total(change, dB), left, adjoint)
@@ -592,6 +599,35 @@ def _solved_batch(
         return x
 
     return op(*map(to_front, tensors, in_dims, batched, ranks), left, adjoint)
+
+
+class Product(Operator):
+    """(A, B) -> A B in full precision, of matrices with the same batch; to be called as `precision.product`."""
+
+    schema = "product(Tensor A, Tensor B) -> Tensor"
+
+    @staticmethod
+    def shapes(A: Tensor, B: Tensor) -> Tensor:
+        return A.new_empty((*A.shape[:-1], B.shape[-1]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Any, ...]:
+        A, B = ctx.saved_tensors
+        _, needs_A, needs_B = ctx.needs_input_grad
+        with without_autocast(G):
+            return None, product(G, B.mH) if needs_A else None, product(A.mH, G) if needs_B else None
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, dA: Tensor | None, dB: Tensor | None) -> Tensor:
+        A, B = ctx.saved_tensors
+        with tangent_mode():
+            along_A = None if dA is None else product(dA, primal(B))
+            return _total(along_A, None if dB is None else product(primal(A), dB))
 
 
 class Permutation(Operator):
@@ -655,6 +691,6 @@ def _position(element: int, batch: torch.Size) -> int | tuple[int, ...]:
 factor, vjp, jvp, curvature, mixed, lu_solve, lu_solve_vjp, permutation, check = register(
     Factor, Vjp, Jvp, Curvature, Mixed, LuSolve, LuSolveVjp, Permutation, Check
 )
-slogdet, det, adjugate, inverse, inv_ex, solve, solve_ex = register(
-    Slogdet, Det, Adjugate, Inverse, InvEx, Solve, SolveEx
+slogdet, det, adjugate, inverse, inv_ex, solve, solve_ex, _ = register(
+    Slogdet, Det, Adjugate, Inverse, InvEx, Solve, SolveEx, Product
 )

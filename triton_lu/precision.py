@@ -1,14 +1,17 @@
-"""`full_precision`: products of single-precision matrices in single precision, whatever the process allows.
+"""`full_precision` and `product`: products in single precision have its digits, whatever the process allows.
 
 `torch.backends.cuda.matmul.allow_tf32`, `torch.set_float32_matmul_precision` and their kin let matrix products drop 13
 of 24 bits. A factorization or its derivative would multiply that error by its condition, so PyTorch's own LU refuses.
 """
 
 import threading
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from triton_lu.autograd_key import is_observed, is_traced
 
 _settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 _lock = threading.Lock()
@@ -31,6 +34,32 @@ class full_precision:
     def __exit__(self, *_: object) -> None:
         if self._counted:
             _leave()
+
+
+def product(*matrices: Tensor) -> Tensor:
+    """Their product in full precision, also in its derivatives and in compiled code: there by an operator, which takes
+    the time of two products of small matrices. All have the same batch.
+    """
+    X = matrices[0]
+    if not _may_be_reduced(X):
+        return reduce(torch.matmul, matrices)
+    if is_observed(matrices):
+        return reduce(torch.ops.triton_lu.product.default, matrices)
+    with full_precision(X):
+        return reduce(torch.matmul, matrices)
+
+
+def _may_be_reduced(X: Tensor) -> bool:
+    """Whether products of matrices like X are, by a setting or by autocast, or may be, in compiled code."""
+    if X.dtype not in (torch.float32, torch.complex64):
+        return False
+    device = "cuda" if X.is_cuda else "cpu"
+    return (
+        bool(_replaced)
+        or _is_reduced(_settings[0 if X.is_cuda else 1])
+        or torch.is_autocast_enabled(device)
+        or is_traced()
+    )
 
 
 def _enter(*, on_cuda: bool) -> bool:

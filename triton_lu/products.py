@@ -6,7 +6,7 @@ diagonals of L and U are inverted all at once, and every solve is a product with
 through a workspace and back. Products of triangles are made block row by block row, without the blocks that are zero.
 
 J is a block of the diagonal; a product that is meant for a triangle also fills the rest of the block on the diagonal,
-which is masked or not read.
+which is masked or not read. Where no solve is waited for, blocks are twice as wide: fewer operations, more zeros.
 """
 
 import math
@@ -42,31 +42,34 @@ def vjp(LU: Tensor, pivots: Tensor, G: Tensor, block: int) -> Tensor:
 
     # S = N + triu(G): in columns from J on triu(G) gives K its other term, and N the one that solves with U
     torch.triu(G, out=S)
-    for i, J in reversed(list(enumerate(blocks))):
-        down, right, width = slice(J.start, m), slice(J.start, n), J.stop - J.start
+    for J in reversed(blocks):
+        down, right = slice(J.start, m), slice(J.start, n)
         K_J = part(K, down, J)
         add_product_(K_J, part(S, down, right), _adjoint(part(B, J, right)), alpha=-1)
-        rows(K_J, 0, width).tril_(-1)
-        add_product_(part(S, down, J), K_J, _corner(inverses_UH, i, width))
+        rows(K_J, 0, J.stop - J.start).tril_(-1)
+        add_product_(part(S, down, J), K_J, _inverse(inverses_UH, J))
 
     # X = L⁻ᴴ S, where K was
     X = K
     if m > k:
         rows(X, k, m).copy_(rows(S, k, m))
-    for i, J in reversed(list(enumerate(blocks))):
+    for J in reversed(blocks):
         S_J = rows(S, J.start, J.stop)
         if J.stop < m:
             add_product_(S_J, _adjoint(part(B, slice(J.stop, m), J)), rows(X, J.stop, m), alpha=-1)
-        multiply(_corner(inverses_LH, i, J.stop - J.start), S_J, out=rows(X, J.start, J.stop))
+        multiply(_inverse(inverses_LH, J), S_J, out=rows(X, J.start, J.stop))
     S.view(-1, n).index_copy_(0, row_order.of_batch(pivots, m), X.view(-1, n))
     return S.view(shape)
 
 
 def jvp(LU: Tensor, pivots: Tensor, E: Tensor, block: int) -> Tensor:
-    """E -> dL + dU with dL = L T and dU = triu(Z - T U), where Z = L⁻¹ (Pᵀ E) and T = tril(Z U⁻¹, -1)."""
+    """E -> dL + dU with dL = L T and dU = triu(Z - T U), where Z = L⁻¹ (Pᵀ E) and T = tril(Z U⁻¹, -1).
+
+    In products with inverses of blocks, T loses the most digits, compared with substitution: its blocks are half as
+    wide. The inverse of half a block is a part of the whole one's.
+    """
     m, n = E.shape[-2:]
     k = min(m, n)
-    blocks = blocks_of(0, k, block)
     B = _matrices(LU)
     inverses_L, inverses_UH = _inverses(B, block)
     inverses_U = _conjugated_(inverses_UH).mT
@@ -74,11 +77,11 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor, block: int) -> Tensor:
     Z = empty_column_major(W)
 
     # Z, in the rows from k on what is left of Pᵀ E there
-    for i, J in enumerate(blocks):
+    for J in blocks_of(0, k, block):
         W_J = rows(W, J.start, J.stop)
         if J.start:
             add_product_(W_J, part(B, J, slice(0, J.start)), rows(Z, 0, J.start), alpha=-1)
-        multiply(_corner(inverses_L, i, J.stop - J.start), W_J, out=rows(Z, J.start, J.stop))
+        multiply(_inverse(inverses_L, J), W_J, out=rows(Z, J.start, J.stop))
     if m > k:
         rest = rows(W, k, m)
         add_product_(rest, rows(B, k, m), rows(Z, 0, k), alpha=-1)
@@ -87,21 +90,22 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor, block: int) -> Tensor:
     del inverses_L  # for its memory
 
     # T, where Pᵀ E was
-    T = columns(W.copy_(Z), 0, k)
-    for i, J in enumerate(blocks):
+    T = columns(W, 0, k)
+    for J in blocks_of(0, k, block // 2):
         down, before = slice(J.start, m), slice(0, J.start)
-        T_J = part(T, down, J)
+        Z_J = part(Z, down, J)
         if J.start:
-            add_product_(T_J, part(T, down, before), part(B, before, J), alpha=-1)
-        T_J.copy_(torch.matmul(T_J, _corner(inverses_U, i, J.stop - J.start)))
+            subtracted = torch.addmm if Z.ndim == 2 else torch.baddbmm
+            Z_J = subtracted(Z_J, part(T, down, before), part(B, before, J), alpha=-1)
+        multiply(Z_J, _inverse(inverses_U, J), out=part(T, down, J))
     T.tril_(-1)
 
     # dU, then dL
-    for J in blocks:
+    for J in blocks_of(0, k, 2 * block):
         up_to_J, right = slice(0, J.stop), slice(J.start, n)
         add_product_(part(Z, J, right), part(T, J, up_to_J), part(B, up_to_J, right), alpha=-1)
     dL = columns(Z.triu_(), 0, k).add_(T)
-    for J in blocks_of(0, m, block):
+    for J in blocks_of(0, m, 2 * block):
         up_to_J = slice(0, min(J.stop, k))
         add_product_(part(dL, J, up_to_J), part(B, J, up_to_J).tril(J.start - 1), part(T, up_to_J, up_to_J))
     return Z.view(E.shape)
@@ -110,7 +114,7 @@ def jvp(LU: Tensor, pivots: Tensor, E: Tensor, block: int) -> Tensor:
 def curvature(D: Tensor, pivots: Tensor, Y: Tensor, block: int) -> Tensor:
     """(D, Y) -> -tril(X dUᴴ, -1) - triu(dLᴴ X), X = Pᵀ Y."""
     m, n = Y.shape[-2:]
-    blocks = blocks_of(0, min(m, n), block)
+    blocks = blocks_of(0, min(m, n), 2 * block)
     D, X = _matrices(D), _matrices(row_order.permuted(Y, pivots)).neg_()
     K = empty_row_major(X)
     for J in blocks:
@@ -119,21 +123,22 @@ def curvature(D: Tensor, pivots: Tensor, Y: Tensor, block: int) -> Tensor:
     K.triu_()
     for J in blocks:
         down, right = slice(J.start, m), slice(J.start, n)
-        lower = torch.matmul(part(X, down, right), _conjugated_(part(D, J, right).triu()).mT)
-        part(K, down, J).add_(lower.tril_(-1))
+        dUH = _conjugated_(part(D, J, right).triu()).mT
+        part(K, down, J).add_(torch.matmul(part(X, down, right), dUH).tril_(-1))
+        del dUH  # before the next one is made
     return K.view(Y.shape)
 
 
 def mixed(D: Tensor, pivots: Tensor, dB: Tensor, block: int) -> Tensor:
-    """(D, δB) -> -P (dL δU + δL dU), both in one product for every block."""
+    """(D, δB) -> -P (dL δU + δL dU)."""
     m, n = dB.shape[-2:]
     pair = _matrices(D), _matrices(dB)
     change = torch.zeros_like(pair[0], memory_format=torch.contiguous_format)
-    for J in blocks_of(0, min(m, n), block):
+    for J in blocks_of(0, min(m, n), 2 * block):
         down, right = slice(J.start, m), slice(J.start, n)
-        lower = torch.cat([part(X, down, J).tril(-1) for X in pair], -1)
-        upper = torch.cat([part(X, J, right).triu() for X in reversed(pair)], -2)
-        add_product_(part(change, down, right), lower, upper, alpha=-1)
+        for X, Y in (pair, pair[::-1]):
+            lower, upper = part(X, down, J).tril(-1), part(Y, J, right).triu()
+            add_product_(part(change, down, right), lower, upper, alpha=-1)
     out = empty_row_major(dB)
     out.view(-1, n).index_copy_(0, row_order.of_batch(pivots, m), change.view(-1, n))
     return out
@@ -143,8 +148,9 @@ def _inverses(B: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """The inverses of the blocks on the diagonals of L and of Uᴴ: lower triangles [*batch, blocks, block, block].
 
     The last block is completed by the identity. Blocks of `plan.SUBSTITUTION` are inverted by substitution, and joined
-    pair by pair: the inverse of a lower triangle with the blocks a, b and c has a⁻¹, -c⁻¹ b a⁻¹ and c⁻¹. In double
-    precision: joined in single precision, they would bring the error of `jvp` to six times PyTorch's.
+    pair by pair: the inverse of a lower triangle with the blocks a, b and c has a⁻¹, -c⁻¹ b a⁻¹ and c⁻¹. Made in single
+    precision they would bring the error of `jvp` to six times PyTorch's, so they are made in double precision; where
+    there is nothing more precise, Newton's step X (2 - T X) makes the residual of T X that of a substitution.
     """
     dtype = torch.complex128 if B.is_complex() else torch.float64
     *batch, m, n = B.shape
@@ -177,24 +183,30 @@ def _inverses(B: Tensor, block: int) -> tuple[Tensor, Tensor]:
         return X.as_strided((count, width, width), (width * (block + 1), block, 1))
 
     width = min(plan.SUBSTITUTION, block)
-    identity = torch.eye(width, dtype=dtype, device=B.device)
-    smallest = along(T, width)
-    along(inverses, width).copy_(
-        torch.linalg.solve_triangular(smallest, identity.expand_as(smallest).contiguous(), upper=False)
-    )
+    smallest = along(inverses, width)
+    smallest.diagonal(dim1=-2, dim2=-1).fill_(1)
+    smallest.copy_(torch.linalg.solve_triangular(along(T, width), smallest, upper=False))
     while width < block:
         b, joined = along(T, 2 * width)[:, width:, :width], along(inverses, 2 * width)
         a_inverse, c_inverse = joined[:, :width, :width], joined[:, width:, width:]
         joined[:, width:, :width].baddbmm_(torch.bmm(c_inverse, b), a_inverse, alpha=-1)
         width *= 2
-    inverses_L, inverses_UH = (X.to(B.dtype) for X in rows(inverses, 0, block))
+    inverses = rows(inverses, 0, block)
+    if B.dtype == dtype:
+        T, X = (x.flatten(0, -3) for x in (rows(T, 0, block).tril(), inverses))
+        TX = torch.bmm(T, X)
+        # From a zero pivot on there is no inverse, of which the rows before know nothing.
+        (torch.view_as_real(TX) if TX.is_complex() else TX).nan_to_num_(0, 0, 0)
+        inverses = torch.baddbmm(X, X, TX, beta=2, alpha=-1).view(inverses.shape)
+    inverses_L, inverses_UH = inverses.to(B.dtype)
     return inverses_L, inverses_UH
 
 
-def _corner(inverses: Tensor, i: int, width: int) -> Tensor:
-    """The inverse of block i, which is that wide."""
-    inverse = inverses.select(-3, i)
-    return part(inverse, slice(0, width), slice(0, width))
+def _inverse(inverses: Tensor, J: slice) -> Tensor:
+    """The inverse of J, a block of `_inverses` or a half of one; the last may be narrower."""
+    i, start = divmod(J.start, inverses.shape[-1])
+    inside = slice(start, start + J.stop - J.start)
+    return part(inverses.select(-3, i), inside, inside)
 
 
 def _matrices(X: Tensor) -> Tensor:

@@ -48,9 +48,10 @@ def _number(order: Tensor, *, inverse: bool, stride: int) -> Tensor:
     batch, m = order.shape
     if batch == 1 and not inverse:
         return order.view(-1)
-    numbers = torch.arange(m, device=order.device) + stride * torch.arange(batch, device=order.device)[:, None]
-    moved = torch.empty_like(order).scatter_(-1, order, numbers) if inverse else numbers.gather(-1, order)
-    return moved.view(-1)
+    first = stride * torch.arange(batch, device=order.device)[:, None]
+    if not inverse:
+        return (order + first).view(-1)
+    return torch.empty_like(order).scatter_(-1, order, torch.arange(m, device=order.device) + first).view(-1)
 
 
 def _exchanged(pivots: Tensor, m: int, *, inverse: bool, stride: int) -> Tensor:

@@ -115,7 +115,8 @@ def _map(name: str, out: Tensor, LU: Tensor, pivots: Tensor, X: Tensor) -> Tenso
             workspace = sweep.workspace(out, block=chosen.block, pieces=chosen.pieces, split=chosen.split)
             sweep.evaluate(name, out, LU, pivots, X, *workspace, **vars(chosen))
         elif isinstance(chosen, plan.Tile):
-            tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), **vars(chosen))
+            order = tile.workspace(out, chosen.programs)
+            tile.evaluate(name, out, LU, pivots, X, order, **vars(chosen))
         else:
             warp.evaluate(name, out, LU, pivots, X, **vars(chosen))
     return out

@@ -75,7 +75,8 @@ def require_right_hand_sides(name: str, argument: str, A: Tensor, B: Tensor, lef
         expected = f"[..., {n}, k]" if left else f"[..., k, {n}]"
         raise RuntimeError(f"`{name}` expects B of shape {expected}; got {tuple(B.shape)}")
     batches = tuple(A.shape[:-2]), tuple(B.shape[:-2])
-    if any(i != j and 1 not in (i, j) for i, j in zip(*map(reversed, batches), strict=False)):
+    pairs = zip(*map(reversed, batches), strict=False)
+    if batches[0] != batches[1] and any(i != j and 1 not in (i, j) for i, j in pairs):
         raise RuntimeError(
             f"`{name}` expects batches of {argument} and B that broadcast; got {batches[0]} and {batches[1]}"
         )

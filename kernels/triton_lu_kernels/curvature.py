@@ -1,4 +1,4 @@
-"""The product of second derivatives, of matrices above 16 x 16: with dL = tril(D, -1), dU = triu(D) and X = P^T Y,
+"""The product of second derivatives, of matrices above 128 x 128: with dL = tril(D, -1), dU = triu(D) and X = P^T Y,
 
     out = -tril(X dU^H, -1) - triu(dL^H X)
 

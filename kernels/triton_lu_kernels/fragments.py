@@ -45,7 +45,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from . import field
+from . import field, layout
 
 
 class Matrix(NamedTuple):
@@ -282,16 +282,28 @@ def triangle(tile, V: tl.constexpr, UPPER: tl.constexpr, DIAGONAL: tl.constexpr 
 
 
 @triton.jit
-def total(tile):
-    """The sum over warps, in each of them."""
+def add_all(c, tile):
+    """c [1, 16, 16] plus the tile of every warp, one after the other: the bits do not depend on their number."""
     W: tl.constexpr = tile[0].shape[0]
     if W == 1:
-        return tile
+        return field.add(c, tile)
     else:
-        y = ()
+        last = ()
         for k in tl.static_range(len(tile)):
-            y += (tl.broadcast_to(tl.sum(tile[k], 0)[None, :, :], (W, 16, 16)),)
-        return y
+            last += (tl.permute(tile[k], (1, 2, 0)),)
+        each = layout.unstack(last)
+        for w in tl.static_range(W):
+            c = field.add(c, layout.reshape(each[w], (1, 16, 16)))
+        return c
+
+
+@triton.jit
+def broadcast(tile, W: tl.constexpr):
+    """A tile [1, 16, 16] in every warp."""
+    y = ()
+    for k in tl.static_range(len(tile)):
+        y += (tl.broadcast_to(tile[k], (W, 16, 16)),)
+    return y
 
 
 @triton.jit

@@ -1,9 +1,10 @@
-"""The backward of LU and its forward mode for matrices of 17 to 128 rows or columns: one program for each.
+"""The derivatives of LU for matrices of 17 to 128 rows or columns.
 
-    vjp:    out = P X,                              X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
-    jvp:    out = L tril(M, -1) + triu(M) U,        M = L^-1 (P^T E) U^-1
+    vjp:        out = P X,                                X = L^-H (tril(L^H G, -1) + triu(G U^H)) U^-H
+    jvp:        out = L tril(M, -1) + triu(M) U,          M = L^-1 (P^T E) U^-1
+    curvature:  out = -tril(X dU^H, -1) - triu(dL^H X),   X = P^T Y
 
-Arguments and completion are those of `warp`. Grid: one axis, one matrix per program.
+Arguments and completion are those of `warp`. Grid: one axis, one program per matrix, or PROGRAMS of `curvature`.
 
 For every diagonal block J, 16 wide, with R the rows and columns after it and S = X[R, R], vjp goes from the last to the
 first:
@@ -17,13 +18,14 @@ and jvp, with 0 the rows and columns before J and dA = P^T E, from the first to 
     dB11 = L11 tril(M11, -1) + triu(M11) U11
     dL21 = (dA21 - dL20 U01 - L20 dU01) U11^-1 - L21 triu(M11)
 
-and likewise dU12^T with the transposed matrices. Each of the W warps of a program finds 16 rows of X21 or dL21, and as
-many of X12^T or dU12^T, at a time, by products of tiles (`fragments`) that it loads where it needs them; what belongs
-to a diagonal block all of them do.
+and likewise dU12^T with the transposed matrices. `curvature` has the same products as vjp, of X from J on instead of S
+and of D instead of LU, and no order. Each of the W warps of a program finds 16 rows of X21 or dL21, and as many of
+X12^T or dU12^T, at a time, by products of tiles (`fragments`) that it loads where it needs them; what belongs to a
+diagonal block all of them do, from sums over all warps that are added one after the other.
 
-LU and G or E are read once from memory, and again from the caches; S and dB from `out`, where the parts of the result
+Arguments are read once from memory, and again from the caches; S and dB from `out`, where the parts of the result
 are put as they are found. Until a diagonal block is found, its place holds L11^-1 and U11^-1, packed, in vjp their
-conjugates. A matrix gets the same bits in any batch, place and layout.
+conjugates. A matrix gets the same bits in any batch, place and layout, from any number of warps and programs.
 
 What takes time is waiting for memory, and for instructions if they do not fit the cache, so there must be many programs
 on a multiprocessor, and little code: loops over blocks stay loops, and `disable_licm` computes addresses where they are
@@ -95,7 +97,26 @@ def _end_of_terms(x, i):
 
 
 @triton.jit
-def _vjp(out, LU, G, order, W: tl.constexpr):
+def _add_products(W21, W12, X, B, order, I, J, first, end):
+    """W21 + X U^H and W12 + X^T conj(L) at (I, J), the terms from `first` to `end`, after the diagonal block, of the
+    triangles L and U of B and the rows `order` of X."""
+    V: tl.constexpr = B.V
+    places = _places(order, fragments.rows(I, V), B)
+    next_places = _places(order, fragments.columns(J * 0 + first, V), B)
+    for c in tl.range(first, end, 16, num_stages=1, disable_licm=True):
+        K = J * 0 + c
+        X21 = fragments.load(X, I, K, places=places)
+        U = field.conjugate(fragments.load(B, J, K))
+        X12 = fragments.load(X, I, K, True, next_places)
+        Lt = field.conjugate(fragments.load(B, J, K, True))
+        W21 = fragments.dot(X21, U, W21)
+        next_places = _places(order, fragments.columns(K + 16, V), B)  # early: the next load waits for it
+        W12 = fragments.dot(X12, Lt, W12)
+    return W21, W12
+
+
+@triton.jit
+def _vjp(out, LU, G, order, W: tl.constexpr, PROGRAMS: tl.constexpr):
     V: tl.constexpr = LU.V
     _store_inverses(out, LU, order, W, True)
     tl.debug_barrier()
@@ -110,23 +131,13 @@ def _vjp(out, LU, G, order, W: tl.constexpr):
         end = tl.minimum(LU.rows, LU.cols) - first if LU.RAGGED else None
         row_places = _places(order, fragments.rows(J, V), LU)
         col_places = _places(order, fragments.columns(J, V), LU)
-        F = zero
+        F = field.zeros((1, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
         for i in tl.range(first + 16, tl.maximum(LU.rows, LU.cols), 16 * W, num_stages=1, disable_licm=True):
             I = i + warp * 16
-            places = _places(order, fragments.rows(I, V), LU)
             # S U12^H - G21 and (L21^H S)^T - G12^T
             W21 = field.negate(fragments.load(G, I, J, RESULT=True))
             W12 = field.negate(fragments.load(G, I, J, True, RESULT=True))
-            next_places = _places(order, fragments.columns(J + 16, V), LU)
-            for c in tl.range(first + 16, _end_of_terms(LU, i), 16, num_stages=1, disable_licm=True):
-                K = c + warp * 0
-                S = fragments.load(out, I, K, places=places)
-                U = field.conjugate(fragments.load(LU, J, K))
-                St = fragments.load(out, I, K, True, next_places)
-                Lt = field.conjugate(fragments.load(LU, J, K, True))
-                W21 = fragments.dot(S, U, W21)
-                next_places = _places(order, fragments.columns(K + 16, V), LU)  # early: the next load waits for it
-                W12 = fragments.dot(St, Lt, W12)
+            W21, W12 = _add_products(W21, W12, out, LU, order, I, J, first + 16, _end_of_terms(LU, i))
             # X21^T and X12
             U_inverse = fragments.triangle(fragments.load(out, J, J, places=row_places), V, True, end=end)
             L_inverse = fragments.triangle(fragments.load(out, J, J, True, col_places), V, True, 1.0)
@@ -138,9 +149,10 @@ def _vjp(out, LU, G, order, W: tl.constexpr):
             U = field.conjugate(fragments.load(LU, J, I))
             Lt = field.conjugate(fragments.load(LU, J, I, True))
             below = fragments.dot(fragments.factor(X12), U, zero)
-            F = field.add(F, field.where(low, below, fragments.dot(Lt, fragments.factor(X21), zero)))
+            above = fragments.dot(Lt, fragments.factor(X21), zero)
+            F = fragments.add_all(F, field.where(low, below, above))
         # X11 = vjp(G11 - F)
-        V11 = field.subtract(fragments.load(G, J, J, RESULT=True), fragments.total(F))
+        V11 = field.subtract(fragments.load(G, J, J, RESULT=True), fragments.broadcast(F, W))
         U = fragments.triangle(field.conjugate(fragments.load(LU, J, J)), V, True, end=end)
         Lt = fragments.triangle(field.conjugate(fragments.load(LU, J, J, True)), V, True, 1.0)
         below = fragments.dot(Lt, fragments.factor(fragments.transpose(V11)), zero)
@@ -155,7 +167,7 @@ def _vjp(out, LU, G, order, W: tl.constexpr):
 
 
 @triton.jit
-def _jvp(out, LU, E, order, W: tl.constexpr):
+def _jvp(out, LU, E, order, W: tl.constexpr, PROGRAMS: tl.constexpr):
     V: tl.constexpr = LU.V
     _store_inverses(out, LU, None, W, False)
     tl.debug_barrier()
@@ -169,15 +181,16 @@ def _jvp(out, LU, E, order, W: tl.constexpr):
         end = tl.minimum(LU.rows, LU.cols) - first if LU.RAGGED else None
         col_places = _places(order, fragments.columns(J, V), LU)
         # (dL10 U01 + L10 dU01)^T
-        W11 = zero
+        W11 = field.zeros((1, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
         for c in tl.range(0, first, 16 * W, num_stages=1, disable_licm=True):
             K = _opaque(c, LU) + warp * 16
             there = K < J if W > 1 else None
             U = fragments.load(LU, J, K, True, there=there)
-            W11 = fragments.dot(U, fragments.load(out, J, K, there=there), W11)
+            terms = fragments.dot(U, fragments.load(out, J, K, there=there), zero)
             dU = fragments.load(out, J, K, True, there=there)
-            W11 = fragments.dot(dU, fragments.load(LU, J, K, there=there), W11)
-        W11 = field.subtract(fragments.total(W11), fragments.load(E, J, J, True, col_places, RESULT=True))
+            W11 = fragments.add_all(W11, fragments.dot(dU, fragments.load(LU, J, K, there=there), terms))
+        W11 = fragments.broadcast(W11, W)
+        W11 = field.subtract(W11, fragments.load(E, J, J, True, col_places, RESULT=True))
         # -M11 and its transpose
         U_inverse = fragments.triangle(fragments.load(out, J, J, True), V, False, end=end)
         L_inverse = fragments.triangle(fragments.load(out, J, J), V, False, 1.0)
@@ -215,7 +228,33 @@ def _jvp(out, LU, E, order, W: tl.constexpr):
         tl.debug_barrier()
 
 
-MAPS = {"vjp": _vjp, "jvp": _jvp}
+@triton.jit
+def _curvature(out, D, Y, order, W: tl.constexpr, PROGRAMS: tl.constexpr):
+    V: tl.constexpr = D.V
+    warp = tl.arange(0, W)
+    index = fragments.row_index(V)
+    low = (index[:, None] > index[None, :])[None, :, :]
+    zero = field.zeros((W, 16, 16), out.pointer.dtype.element_ty, out.COMPONENTS)
+    start = tl.program_id(0) % PROGRAMS * 16
+    for first in tl.range(start, tl.minimum(D.rows, D.cols), 16 * PROGRAMS, num_stages=1, disable_licm=True):
+        first = tl.multiple_of(first, 16)
+        J = first + warp * 0
+        for i in tl.range(first, tl.maximum(D.rows, D.cols), 16 * W, num_stages=1, disable_licm=True):
+            I = i + warp * 16
+            U = fragments.triangle(field.conjugate(fragments.load(D, J, J)), V, True)
+            Lt = fragments.triangle(field.conjugate(fragments.load(D, J, J, True)), V, True, 0.0)
+            W21 = fragments.dot(fragments.load(Y, I, J, places=_places(order, fragments.rows(I, V), D)), U, zero)
+            W12 = fragments.load(Y, I, J, True, _places(order, fragments.columns(J, V), D))
+            W12 = fragments.dot(W12, Lt, zero)
+            W21, W12 = _add_products(W21, W12, Y, D, order, I, J, first + 16, _end_of_terms(D, i))
+            fragments.store(out, field.negate(W12), I, J, True)
+            if i == first:  # the block on the diagonal is one triangle of each
+                W21 = field.where(low | (I > J)[:, None, None], W21, fragments.transpose(W12))
+                tl.debug_barrier()
+            fragments.store(out, field.negate(W21), I, J)
+
+
+MAPS = {"vjp": _vjp, "jvp": _jvp, "curvature": _curvature}
 
 
 @triton.jit
@@ -256,14 +295,15 @@ def tile_kernel(
     MAP: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     V: tl.constexpr,
     NEAR_OUT: tl.constexpr,
     NEAR_LU: tl.constexpr,
     NEAR_X: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    batch = layout.batch_index(tl.program_id(0).to(tl.int64), shape)
-    order = _vector(order, batch)
+    batch = layout.batch_index((tl.program_id(0) // PROGRAMS).to(tl.int64), shape)
+    order = _vector(order, batch) + tl.program_id(0) % PROGRAMS * shape[0]
     permutation.store_order_of_one(order, _vector(pivots, batch), pivots[1][1], shape, N)
     tl.debug_barrier()
     MAP(
@@ -272,6 +312,7 @@ def tile_kernel(
         fragments.Matrix(*_operand(X, shape, batch, V, NEAR_X), shape[0], shape[1], X[2], V, NEAR_X, RAGGED),
         order,
         W,
+        PROGRAMS,
     )
 
 
@@ -286,22 +327,24 @@ def _near(x):
     return 2
 
 
-def workspace(out):
-    """Uninitialized `order` for a result like `out`."""
-    return torch.empty(out.shape[:-1], dtype=torch.int32, device=out.device)
+def workspace(out, programs=1):
+    """Uninitialized `order` for a result like `out`, one for each program."""
+    return torch.empty(*out.shape[:-2], programs, out.shape[-2], dtype=torch.int32, device=out.device)
 
 
-def evaluate(name, out, LU, pivots, X, order, *, registers, num_warps):
-    """`warp.evaluate` of "vjp" or "jvp" for m or n from 17 to 128. `order` is that of `workspace`. Options:
+def evaluate(name, out, LU, pivots, X, order, *, num_warps, programs=1, registers=128):
+    """`warp.evaluate` for m or n from 17 to 128. `order` is that of `workspace`. Options:
 
+    num_warps: at most 8.
+    programs: for each matrix, of "curvature" only more than one.
     registers: that a thread may have, at most.
-    num_warps
     """
     if out.numel() == 0:
         return
     m, n = out.shape[-2:]
     args = launch.arguments(out.shape, out, LU, X, order, pivots)
-    constants = {"MAP": MAPS[name], "N": launch.power_of_two(m), "W": num_warps, "V": 16 // out.itemsize}
-    constants |= {"NEAR_OUT": _near(out), "NEAR_LU": _near(LU), "NEAR_X": _near(X), "RAGGED": m != n or n % 16 != 0}
+    constants = {"MAP": MAPS[name], "N": launch.power_of_two(m), "W": num_warps, "PROGRAMS": programs}
+    constants |= {"V": 16 // out.itemsize, "NEAR_OUT": _near(out), "NEAR_LU": _near(LU), "NEAR_X": _near(X)}
+    constants |= {"RAGGED": m != n or n % 16 != 0}
     options = {"num_warps": num_warps, "num_stages": 1, "maxnreg": registers}
-    launch.run(tile_kernel, out.shape[:-2].numel(), args, constants, **options)
+    launch.run(tile_kernel, out.shape[:-2].numel() * programs, args, constants, **options)

@@ -10,7 +10,7 @@ from tests.support.layouts import by_column, by_matrix, by_row, sliced
 from tests.support.matrices import IRREGULAR, REGULAR, problem
 
 MAPS = ["vjp", "jvp"]
-SMALL = [*MAPS, "curvature"]
+ALL = [*MAPS, "curvature"]
 DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 SMALL_SHAPES = [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (1, 5), (5, 1), (5, 3), (3, 7), (8, 6)]
 LARGE_SHAPES = [(16, 16), (32, 32), (7, 32), (32, 9), (17, 17), (13, 11)]
@@ -29,7 +29,9 @@ def run(name, LU, pivots, X, out=None, matrices=2, num_warps=1):
         out = torch.empty(X.shape, dtype=X.dtype)
     out.fill_(torch.nan)
     if max(X.shape[1:]) > 16:
-        tile.evaluate(name, out, LU, pivots, X, tile.workspace(out), registers=128, num_warps=num_warps)
+        programs = 2 if name == "curvature" else 1
+        order = tile.workspace(out, programs)
+        tile.evaluate(name, out, LU, pivots, X, order, num_warps=num_warps, programs=programs)
     else:
         warp.evaluate(name, out, LU, pivots, X, matrices=matrices, num_warps=1)
     return out
@@ -37,7 +39,7 @@ def run(name, LU, pivots, X, out=None, matrices=2, num_warps=1):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("shape", SMALL_SHAPES, ids=str)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_small_shapes(name, shape, dtype):
     args = problem(5, *shape, dtype)
     assert_agrees(run(name, *args), name, *args)
@@ -58,7 +60,7 @@ def test_largest_shape_in_the_other_dtypes(name, dtype):
 
 
 @pytest.mark.parametrize(("shape", "dtype"), TILES, ids=str)
-@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("name", ALL)
 def test_tiles(name, shape, dtype):
     args = problem(1, *shape, dtype)
     assert_agrees(run(name, *args), name, *args)
@@ -67,7 +69,7 @@ def test_tiles(name, shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", [by_row, by_column, by_matrix, sliced])
 @pytest.mark.parametrize("shape", [(4, 4), (6, 5)], ids=str)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_strides(name, shape, layout, dtype):
     LU, pivots, X = problem(3, *shape, dtype)
     expected = run(name, LU, pivots, X)
@@ -104,7 +106,7 @@ def test_no_pivots_lead_out_of_a_matrix(name, shape):
 
 
 @pytest.mark.parametrize("expand", [(-1, 1, 1), (-1, 1, 4), (-1, 4, 1), (1, 4, 4)], ids=str)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_expanded_argument(name, expand):
     LU, pivots, X = problem(3, 4, 4, torch.float64)
     expanded = X[tuple(slice(size if size > 0 else None) for size in expand)].expand(3, 4, 4)
@@ -112,7 +114,7 @@ def test_expanded_argument(name, expand):
     assert_agrees(run(name, LU, pivots, expanded), name, LU, pivots, expanded)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_expanded_factorization(name):
     LU, pivots, _ = problem(1, 4, 4, torch.float64)
     X = problem(3, 4, 4, torch.float64)[2]
@@ -129,7 +131,7 @@ def test_empty(name, shape):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4, 7])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_batch_not_a_multiple(name, batch):
     args = problem(batch, 3, 3, torch.float32)
     assert_agrees(run(name, *args, matrices=4), name, *args)
@@ -137,7 +139,7 @@ def test_batch_not_a_multiple(name, batch):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(4, 4), (7, 5)], ids=str)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", ALL)
 def test_regular_matrices(name, shape, dtype):
     args = problem(len(REGULAR), *shape, dtype, REGULAR)
     assert_agrees(run(name, *args, matrices=4), name, *args)

@@ -11,7 +11,7 @@ def served_by(A: Tensor) -> str:
     kernel = plan.kernel("vjp", m, n, A.dtype)
     if kernel and ops.Vjp.by_kernel(A, on_cuda=A.is_cuda):
         return f"Triton kernel, {type(kernel).__name__.lower()}"
-    if block := plan.block_of_products("vjp", m, n, A.dtype, A.device.type):
+    if block := plan.block_of_products(m, n, A.device.type):
         return f"ATen products, blocks {block}"
     batch = A.shape[:-2].numel()
     if small := plan.in_numpy("vjp", batch, m, n, A.dtype, A.device.type):

@@ -13,6 +13,7 @@ from triton_lu.plan.cpu import (
     UNPIVOTED_PANEL,
     Widths,
     default_block,
+    determinant_in_python,
     elimination,
     solve_by_rows,
     triangle_panel,
@@ -58,6 +59,7 @@ __all__ = [
     "block_of_products",
     "by_inverse",
     "default_block",
+    "determinant_in_python",
     "elimination",
     "in_numpy",
     "inverse_by_adjoint",
@@ -88,9 +90,9 @@ def by_inverse(
     return device == "cpu" and cpu.by_inverse(dtype, right_hand_sides, width, left=left, batched=batched)
 
 
-def block_of_products(name: str, m: int, n: int, dtype: torch.dtype, device: str) -> int | None:
+def block_of_products(m: int, n: int, device: str) -> int | None:
     """The width of the blocks of large matrices whose solves are products, or None where they are not."""
-    return gpu.block_of_products(name, m, n, dtype) if device == "cuda" else None
+    return gpu.block_of_products(m, n) if device == "cuda" else None
 
 
 def inverse_by_adjoint(n: int, device: str) -> bool:

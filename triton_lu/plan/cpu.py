@@ -102,6 +102,11 @@ def one_by_one(shape: torch.Size) -> bool:
     return len(shape) > 2 and max(m, n) > 128 and m * n >= 8192
 
 
+def determinant_in_python(shape: torch.Size, dtype: torch.dtype) -> bool:
+    """Whether determinants are found in Python, which for one matrix of 64×64 takes as long as NumPy."""
+    return not dtype.is_complex and shape[-1] <= 32 and shape[:-2].numel() == 1
+
+
 DIRECT_INVERSE = 64  # the largest n with A⁻¹ from A X = I: Aᴴ X = I takes LAPACK 0.7 of the time at 128, half at 512
 UNPIVOTED_PANEL = 32  # columns that LAPACK eliminates without exchanges at once: the exponents of double allow no more
 

@@ -11,9 +11,18 @@ import torch
 from triton_lu import calibration
 from triton_lu.plan.cpu import Widths
 
-# Rows or columns from which on a map is products: its kernels are estimated to take longer from there on.
-PRODUCTS_FROM = {"vjp": 1024, "jvp": 1024, "curvature": 1536}
-SUBSTITUTION = 32  # columns of a triangle that is inverted by substitution: a step each; halves would be joined
+# Rows or columns from which on a map is products: its kernels are estimated to take longer, even beside a host that
+# needs 15 µs for an operation of ATen.
+PRODUCTS_FROM = {"vjp": 768, "jvp": 768}
+CURVATURE_BY_PRODUCTS_FROM = {  # complex blocks spill registers, or are so narrow that the kernel loads too much
+    torch.float32: 4096,
+    torch.float64: 768,
+    torch.complex64: 129,
+    torch.complex128: 129,
+}
+# The same for a few real and a few complex matrices, of which the launches of a sweep leave most of the GPU idle.
+FEW_BY_PRODUCTS_FROM = {"vjp": (512, 129), "jvp": (512, 384)}
+SUBSTITUTION = 64  # columns of a triangle that is inverted by substitution: 20 µs, two operations less than halves
 MULTIPROCESSORS = 132  # of an H100, which the estimates are for
 
 
@@ -22,16 +31,15 @@ def widths(k: int) -> Widths:
     return Widths(max(2, k), k)
 
 
-def block_of_products(name: str, m: int, n: int, dtype: torch.dtype) -> int | None:
+def block_of_products(m: int, n: int) -> int | None:
     """The width of the blocks of a matrix from 129×129 on: 256, or less where that is enough.
 
-    Half or twice as much is estimated to take 2 to 20 percent longer. But in `jvp` 512 takes as long as 256, and has in
-    single precision 1.6 times the error of PyTorch's at 1024×1024 instead of 3.9.
+    Half or twice as much is estimated to take 2 to 20 percent longer, and with 512 the error of `jvp` at 2048×2048 in
+    single precision is up to 5.6 times PyTorch's instead of 2.5.
     """
     if max(m, n) <= 128:
         return None
-    widest = 512 if name == "jvp" and dtype in (torch.float32, torch.complex64) else 256
-    return min(widest, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
+    return min(256, max(SUBSTITUTION, 1 << (min(m, n) - 1).bit_length()))
 
 
 @dataclass(frozen=True)
@@ -98,12 +106,14 @@ class FactorBlocks:
 
 @dataclass(frozen=True)
 class Tile:
-    """A kernel for matrices up to 128×128: one per program.
+    """A kernel for matrices up to 128×128.
 
+    programs: for each matrix; of `curvature` only more than one.
     registers: of a thread, at most. With 128 instead of 168 sixteen warps fit on a multiprocessor instead of twelve.
     """
 
     num_warps: int
+    programs: int = 1
     registers: int = 128
 
 
@@ -128,7 +138,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Curvature:
-    """The kernel of `curvature` from 17×17 on: a block of a matrix per program.
+    """The kernel of `curvature` beyond 128×128: a block of a matrix per program.
 
     terms: how many terms of a sum are loaded at once.
     """
@@ -165,12 +175,12 @@ def kernel(
         return _inverse(largest, dtype)
     if name not in ("vjp", "jvp", "curvature"):
         return None
-    if name == "curvature" and largest > 16:
-        return _curvature(largest, dtype)
     if largest > 128:  # one program would take too long for a matrix, and there would be too few of them
+        if name == "curvature":
+            return _curvature(largest, dtype)
         return _sweep(batch, m, n, dtype, multiprocessors) if largest < PRODUCTS_FROM[name] else None
     if largest > 16:  # where shuffles alone would take twice the time of the memory traffic
-        return _tile(largest)
+        return _tile(name, largest, dtype, batch, multiprocessors)
     if largest > 8:  # more warps than one cost registers, and programs per multiprocessor with them
         return Warp(matrices=8, num_warps=4) if dtype == torch.float32 else Warp(matrices=2, num_warps=1)
     if largest > 4:
@@ -178,39 +188,47 @@ def kernel(
     return Warp(matrices=32 if largest > 2 else 64, num_warps=4)
 
 
-def _tile(largest: int) -> Tile:
-    """The kernel of the maps for matrices of at most `largest` rows and columns, from 17 on.
+def _tile(name: str, largest: int, dtype: torch.dtype, batch: int, multiprocessors: int) -> Tile:
+    """The kernel of the maps for `batch` matrices of at most `largest` rows and columns, from 17 on.
 
-    A second warp shares what the first one reads, where three matrices per warp do not fit the L1 cache.
+    Of many matrices more warps share what the first one reads, where three matrices per warp do not fit the L1 cache;
+    those of `curvature`, which wait for nothing, do so from 16 KiB on. Few have as many warps as find room at once and
+    find work: 8 for 128×128 take half of the time of 2. What the batch decides changes no bits.
     """
-    return Tile(num_warps=1 if largest <= 64 else 2)
+    size = 1 << (largest - 1).bit_length()
+    if name == "curvature":
+        kibibytes = largest**2 * dtype.itemsize / 1024
+        num_warps = 1 if kibibytes <= 16 else 2 if kibibytes <= 64 else 4
+        most = 4  # more take longer than more programs
+    else:
+        num_warps = 1 if largest <= 64 else 2
+        most = 8
+    room = max(1, 16 * multiprocessors // batch)  # for warps of 128 registers
+    room = 1 << (room.bit_length() - 1)
+    if size > 32:
+        num_warps = max(num_warps, min(most, room, size // 16))
+    programs = max(1, min(room // num_warps, size // 16)) if name == "curvature" else 1
+    return Tile(num_warps, programs)
 
 
 def _curvature(largest: int, dtype: torch.dtype) -> Curvature | None:
-    """The kernel of `curvature` for matrices of at most `largest` rows and columns, from 17 on.
-
-    Wider blocks in complex64 spill registers.
-    """
-    if dtype.is_complex:
-        if largest > 128:
-            return None  # a kernel in blocks so narrow would load too much
-        if dtype == torch.complex128:
-            return Curvature(block=32, terms=16, num_warps=2)
-        return Curvature(block=16, terms=16, num_warps=1)
-    if largest > 32:
-        chosen = Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
-        return chosen if largest < PRODUCTS_FROM["curvature"] else None
-    return Curvature(block=32, terms=32, num_warps=1)
+    """The kernel of `curvature` beyond 128×128."""
+    if largest >= CURVATURE_BY_PRODUCTS_FROM[dtype]:
+        return None
+    return Curvature(block=64, terms=32, num_warps=4 if dtype == torch.float32 else 8)
 
 
 def _sweep(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> Sweep:
     """The sweep for `batch` matrices of m×n: where there are too few tiles sums are split, and more warps shorten what
     all programs wait for. Neither changes bits."""
     chosen = _SWEEP[dtype]
-    tiles = math.ceil(m / chosen.block) + math.ceil(n / chosen.block)
-    if batch * tiles > multiprocessors:
-        return chosen
-    return replace(chosen, split=True, num_warps=8 if dtype == torch.float32 else chosen.num_warps)
+    return replace(chosen, split=True, num_warps=8) if _few(batch, m, n, dtype, multiprocessors) else chosen
+
+
+def _few(batch: int, m: int, n: int, dtype: torch.dtype, multiprocessors: int) -> bool:
+    """Whether the tiles of a sweep of `batch` matrices of m×n leave multiprocessors idle."""
+    block = _SWEEP[dtype].block
+    return batch * (math.ceil(m / block) + math.ceil(n / block)) <= multiprocessors
 
 
 def _factor(largest: int, dtype: torch.dtype) -> Factor | None:
@@ -283,9 +301,12 @@ def kernel_pays(name: str, m: int, n: int, dtype: torch.dtype, device: torch.dev
     """Whether a kernel, where there is one, runs on that GPU: up to the size that a calibration gives, else always.
 
     But one matrix alone is factored in blocks of columns by a single program at a time: without a calibration that is
-    cuSOLVER's, which has not been measured beside it.
+    cuSOLVER's, which has not been measured beside it. And a few large matrices are products.
     """
     largest = max(m, n)
+    limits = FEW_BY_PRODUCTS_FROM.get(name, (math.inf, math.inf))
+    if largest >= limits[dtype.is_complex] and _few(batch, m, n, dtype, MULTIPROCESSORS):
+        return False
     single = name == "factor" and batch == 1
     default = 0 if single and _factor(largest, dtype) is None else largest
     return largest <= calibration.value(device, calibration.kernel(name, dtype, single=single), default)
