@@ -129,6 +129,7 @@ def check(device, calls):
     ("name", "m", "n", "dtype", "number"),
     [
         ("factor", 4, 3, torch.float32, 1),
+        ("factor", 34, 34, torch.float64, 1),
         ("permutation", 70, 3, torch.float32, 1),
         ("vjp", 3, 4, torch.float32, 1),
         ("vjp", 40, 35, torch.float32, 1),
