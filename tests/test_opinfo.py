@@ -30,10 +30,10 @@ every_function = pytest.mark.parametrize("name", OURS)
 
 
 def some(samples):
-    """A dozen that have entries, and two that have none: PyTorch draws up to 216, which differ in shape and layout."""
+    """Nine that have entries, and one that has none: PyTorch draws up to 216, which differ in shape and layout."""
     draw = random.Random(0)
     full, empty = ([x for x in samples if all(t.numel() for t in tensors_of(x)) == kind] for kind in (True, False))
-    return [x for kind, count in ((full, 12), (empty, 2)) for x in draw.sample(kind, min(count, len(kind)))]
+    return [x for kind, count in ((full, 9), (empty, 1)) for x in draw.sample(kind, min(count, len(kind)))]
 
 
 def test_every_function_has_its_entry():

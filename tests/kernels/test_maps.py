@@ -66,9 +66,8 @@ def test_tiles(name, shape, dtype):
     assert_agrees(run(name, *args), name, *args)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", [by_row, by_column, by_matrix, sliced])
-@pytest.mark.parametrize("shape", [(4, 4), (6, 5)], ids=str)
+@pytest.mark.parametrize(("shape", "dtype"), [((4, 4), torch.complex64), ((6, 5), torch.float32)], ids=str)
 @pytest.mark.parametrize("name", ALL)
 def test_strides(name, shape, layout, dtype):
     LU, pivots, X = problem(3, *shape, dtype)
@@ -145,7 +144,7 @@ def test_regular_matrices(name, shape, dtype):
     assert_agrees(run(name, *args, matrices=4), name, *args)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (32, 32), (35, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(16, 16), (32, 20)], ids=str)
 @pytest.mark.parametrize("name", MAPS)
 def test_regular_matrices_of_larger_size(name, shape):
     args = problem(len(REGULAR), *shape, torch.float32, REGULAR)
@@ -176,8 +175,9 @@ def test_nan_in_one_argument(name, size):
     assert torch.equal(poisoned[[0, 2, 3]], clean[[0, 2, 3]])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
-@pytest.mark.parametrize("shape", [(4, 3), (9, 2), (17, 2)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 3), torch.complex128), ((9, 2), torch.float32), ((17, 2), torch.float32)], ids=str
+)
 @pytest.mark.parametrize("name", MAPS)
 def test_same_bits_in_any_batch(name, shape, dtype):
     LU, pivots, X = problem(5, *shape, dtype)
