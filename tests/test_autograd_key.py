@@ -13,6 +13,7 @@ import torch
         "torch._C._is_cow_tensor",
         "torch._C._is_fwd_grad_enabled",
         "torch._C._is_torch_function_enabled",
+        "torch._C._len_torch_dispatch_stack",
         "torch._C._functorch.peek_interpreter_stack",
         "torch._VF._unpack_dual",
         "torch._C._functorch.get_single_level_autograd_function_allowed",
