@@ -81,6 +81,14 @@ def _task(A, work, order, shape, work_stride, batch, sizes: tl.constexpr):
 
 
 @triton.jit
+def _rows(task, first, end, ROWS: tl.constexpr):
+    """Which rows of A are at the ROWS positions from `first` on, and which of these are below `end`."""
+    position = first + tl.arange(0, ROWS)
+    exist = position < end
+    return tl.load(task.order + position, exist, other=0), exist
+
+
+@triton.jit
 def _padded(end, sizes: tl.constexpr):
     """Where columns of `work` end, for those of the matrix that end there. Beyond n there are zeros, up to a multiple
     of 16: with such an end several numbers are loaded at once."""
@@ -214,15 +222,13 @@ def _extend(task, k, row, end, COMPONENTS: tl.constexpr, sizes: tl.constexpr):
     and the panel's own inverse."""
     BLOCK: tl.constexpr = sizes.BLOCK
     PANEL: tl.constexpr = sizes.PANEL
-    index = row + tl.arange(0, PANEL)
-    exist = index < end
-    rows = tl.load(task.order + k + index, exist, other=0)
+    rows, exist = _rows(task, k + row, k + end, PANEL)
     L = _load(task.work, task.work_stride, rows, exist, k, k + row, BLOCK, COMPONENTS)
     own = _load_inverse(task.inverse, row, row, end, PANEL, PANEL, COMPONENTS, sizes)
     for col in tl.range(0, row, PANEL, num_stages=1):
         above = _load_inverse(task.inverse, 0, col, row, BLOCK, PANEL, COMPONENTS, sizes)
         below = field.negate(field.dot(own, field.dot(L, above)))
-        offsets = index[:, None] + (col + tl.arange(0, PANEL))[None, :] * BLOCK
+        offsets = (row + tl.arange(0, PANEL))[:, None] + (col + tl.arange(0, PANEL))[None, :] * BLOCK
         for c in tl.static_range(COMPONENTS):
             tl.store(task.inverse + c * BLOCK * BLOCK + offsets, below[c])
 
@@ -291,9 +297,7 @@ def _update(
     for i in tl.static_range(COUNT):
         start = k + i * WIDTH
         end = tl.minimum(start + WIDTH, block_end)
-        place = start + tl.arange(0, WIDTH)
-        top_exist = place < end
-        top = tl.load(task.order + place, top_exist, other=0)
+        top, top_exist = _rows(task, start, end, WIDTH)
         A12 = _load_left(task, k, top, top_exist, col, cols_end, COLS, COMPONENTS)
         for h in tl.static_range(i):
             L11 = _load(task.work, task.work_stride, top, top_exist, k + h * WIDTH, block_end, WIDTH, COMPONENTS)
@@ -307,9 +311,7 @@ def _update(
         U += (U12,)
         backs += (back,)
     for position in tl.range(first, rows_end, ROWS, num_stages=1, disable_licm=True):
-        index = position + tl.arange(0, ROWS)
-        exist = index < rows_end
-        rows = tl.load(task.order + index, exist, other=0)
+        rows, exist = _rows(task, position, rows_end, ROWS)
         A22 = _load_left(task, k, rows, exist, col, cols_end, COLS, COMPONENTS)
         for i in tl.static_range(COUNT):
             L21 = _load(task.work, task.work_stride, rows, exist, k + i * WIDTH, block_end, WIDTH, COMPONENTS)
@@ -359,9 +361,7 @@ def _finish(task, LU, col, ROWS: tl.constexpr, sizes: tl.constexpr):
     """A panel of L, with its block of U, to its place."""
     end = tl.minimum(col + sizes.PANEL, tl.minimum(task.m, task.n))
     for row in tl.range(col, task.m, ROWS, num_stages=1, disable_licm=True):
-        index = row + tl.arange(0, ROWS)
-        exist = index < task.m
-        rows = tl.load(task.order + index, exist, other=0)
+        rows, exist = _rows(task, row, task.m, ROWS)
         tile = _load(task.work, task.work_stride, rows, exist, col, _padded(end, sizes), sizes.PANEL, LU.COMPONENTS)
         _store_LU(LU, tile, row, col, task.m, end)
 
